@@ -6,10 +6,12 @@
     vr-jax judge runs/mine --judge=endpoint --base_url=http://localhost:8000/v1 \\
       --key_variable=MY_KEY --model=…
 
-A judge sees question, reference steps and trace, but neither frames, the right answer nor which
-policy wrote, and gives integers from 1 to 5 for consistency and stability. `rule` knows the
-simulator's states; `local` is a directory in the Hugging Face layout; `endpoint` speaks OpenAI's
-chat completions. The key is read from the environment variable --key_variable.
+A judge sees question, reference steps and trace, but neither frames nor which policy wrote, and
+gives integers from 1 to 5 for consistency and stability. It isn't told the right answer, but may
+read it in the reference, whose last step states it for simulated videos. `rule` knows the
+simulator's states; `local` is a directory in the Hugging Face layout, greedy and asked once;
+`endpoint` speaks OpenAI's chat completions. The key is read from the environment variable
+--key_variable.
 
 Models get both policies' traces of a question in one prompt, in both orders; with --alone, one
 trace a prompt. Everything that was answered is kept in --cache: the same command goes on where it
@@ -36,6 +38,16 @@ if TYPE_CHECKING:
   from vr_jax.eval.trace_judging import asking, grade, judged_files, judged_questions
 
 KINDS = ("rule", "local", "endpoint")
+_OF_ENDPOINTS = (
+  *("base_url", "key_variable", "runs", "attempts", "temperature", "max_requests", "max_tokens"),
+  *("in_flight", "requests_per_minute", "timeout", "retries"),
+)
+# Flags that would change nothing, and are refused.
+_WITHOUT_EFFECT = {
+  "rule": ("model", "alone", "reply_tokens", "cache", *_OF_ENDPOINTS),
+  "local": _OF_ENDPOINTS,
+  "endpoint": (),
+}
 OPENAI_KEY = "OPENAI_API_KEY"  # is sent to OpenAI alone, unless it is named
 
 
@@ -171,9 +183,11 @@ def _define_flags() -> flags.FlagValues:
 
 def _check_model(values: flags.FlagValues) -> None:
   """Raises InputError if flags of the model are missing, or would have no effect."""
-  if values.judge == "rule" and (values.model or values.alone):
-    flag = "model" if values.model else "alone"
-    raise errors.InputError(f"--{flag}: has no effect with --judge=rule; choose another judge")
+  for flag in _WITHOUT_EFFECT[values.judge]:
+    if values[flag].present:
+      raise errors.InputError(
+        f"--{flag}: has no effect with --judge={values.judge}; leave it out or choose another judge"
+      )
   if values.judge != "rule" and not values.model:
     raise errors.InputError(
       "--model: is empty; name the "
@@ -195,9 +209,9 @@ def _verdicts(
   from vr_jax.eval.trace_judging import judge_models, judged_files, verdicts
 
   if arguments.judge == "rule":
-    return verdicts.by_rule(judged, _examples(arguments.workdir)), judged_files.JudgeSettings(
-      kind="rule"
-    )
+    examples = _examples(arguments.workdir)
+    found = verdicts.by_rule(judged, examples, judge=arguments.name)
+    return found, judged_files.JudgeSettings(kind="rule")
   plan = verdicts.JudgingPlan(
     judge=arguments.name,
     alone=arguments.alone,

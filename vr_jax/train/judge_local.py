@@ -97,7 +97,7 @@ class LocalModel:
   def ask(self, questions: Sequence[model_endpoint.EndpointQuestion]) -> list[Any]:
     """Returns what each question reads in its reply; None if it reads nothing or is too long."""
     encoded = [self._encoded(question) for question in questions]
-    fitting = [i for i, one in enumerate(encoded) if len(one.tokens) <= self._lengths[-1]]
+    fitting = [i for i, one in enumerate(encoded) if self._fits(one)]
     fitting.sort(key=lambda i: len(encoded[i].tokens))
     self._too_long += len(questions) - len(fitting)
     verdicts: list[Any] = [None] * len(questions)
@@ -107,6 +107,10 @@ class LocalModel:
         verdicts[i] = questions[i].read(reply)
     return verdicts
 
+  def is_too_long(self, question: model_endpoint.EndpointQuestion) -> bool:
+    """Whether a question has more tokens than the model takes, so that `ask` leaves it out."""
+    return not self._fits(self._encoded(question))
+
   def counts(self) -> Mapping[str, float]:
     """too_long: questions since the last call that were too long to ask."""
     too_long, self._too_long = self._too_long, 0
@@ -115,6 +119,9 @@ class LocalModel:
   def close(self) -> None:
     """Frees the weights."""
     del self._params
+
+  def _fits(self, prompt: prompts_lib.EncodedPrompt) -> bool:
+    return len(prompt.tokens) <= self._lengths[-1]
 
   def _encoded(self, question: model_endpoint.EndpointQuestion) -> prompts_lib.EncodedPrompt:
     turns = [

@@ -218,16 +218,16 @@ def test_a_key_comes_from_the_environment_by_name(server, cache, name, says):
   assert "sk-1" not in str(refused.value)
 
 
-def test_other_models_temperatures_and_addresses_have_grades_of_their_own(server):
+def test_other_models_temperatures_addresses_and_limits_have_grades_of_their_own(server):
   def identity(**changes):
     fields = {"base_url": "http://a/v1", "temperature": 1.0, **changes}
-    limits = model_endpoint.Limits()
+    limits = model_endpoint.Limits(max_tokens=fields.pop("reply_tokens", 512))
     name = fields.pop("model", "m")
     made = judge_models.endpoint(name, key_variable="K", limits=limits, max_tokens=0, **fields)
     return prompts(1)[0].key(made.identity)
 
-  changes = ({}, {"model": "n"}, {"base_url": ""}, {"temperature": 0.5})
-  assert len({identity(**each) for each in changes}) == 4
+  changes = ({}, {"model": "n"}, {"base_url": ""}, {"temperature": 0.5}, {"reply_tokens": 9})
+  assert len({identity(**each) for each in changes}) == 5
   assert identity() == identity()
 
 
@@ -241,6 +241,9 @@ class Loaded:
     self.texts += [question.text for question in questions]
     return [question.read(self.replies.pop(0)) for question in questions]
 
+  def is_too_long(self, question):
+    return len(question.text) > 20
+
   def close(self):
     self.replies.clear()
 
@@ -252,6 +255,25 @@ def test_a_local_model_is_asked_once_and_its_grades_are_kept(cache):
   assert [each.problem for each in found] == ["", asking.UNREADABLE]
   assert ask(made, cache, prompts(2), attempts=1) == found
   assert model.texts == ["trace 0.", "trace 1."]
+
+
+def test_a_prompt_too_long_for_a_local_model_is_no_attempt_and_has_its_own_problem(cache):
+  model, done = Loaded(GOOD), []
+  made = judge_models.ModelSource(connect=lambda: asking.LocalGrader(model), identity=("local",))
+  question = rubric.TraceQuestion(system="Grade.", text="trace " * 9, places=rubric.ALONE)
+  long = asking.GradingPrompt(question=question, run=0)
+  answers = asking.ask(
+    [long, *prompts(1)],
+    made.connect,
+    cache,
+    identity=made.identity,
+    attempts=1,
+    tick=lambda *counts: done.append(counts),
+  )
+  assert [each.problem for each in answers] == [asking.TOO_LONG, ""]
+  assert done == [(0, 2), (2, 2)]
+  assert model.texts == ["trace 0."]
+  assert cache.get([long.key(made.identity)]) == {}
 
 
 def test_the_cache_keeps_the_first_verdict_counts_attempts_and_names_a_damaged_entry(tmp_path):

@@ -185,6 +185,32 @@ def test_judges_of_the_same_traces_stay_and_are_compared(workdir, endpoint, caps
   assert len(judge(workdir, *endpoint, "--name=other")["judges"]) == 3
 
 
+def test_the_rule_may_have_another_name_and_stays_beside_later_judges(workdir, endpoint):
+  content = judge(simulated(workdir), "--name=exact")
+  assert [each["judge"] for each in content["judges"]] == ["exact"]
+  assert {row["judge"] for row in verdicts(workdir)} == {"exact"}
+  content = judge(workdir)
+  assert [each["judge"] for each in content["judges"]] == ["exact", "rule"]
+  content = judge(workdir, *endpoint)
+  assert [each["judge"] for each in content["judges"]] == ["exact", "rule", "some/judge"]
+
+
+def test_replies_that_were_cut_off_are_asked_for_again_with_more_tokens(workdir, server, endpoint):
+  server.answer = lambda request: (
+    strict(request) if request.fields["max_tokens"] > 100 else Reply(text='{"consistency": ')
+  )
+  words = (*endpoint, "--runs=1", "--attempts=1")
+  assert judge(workdir, *words, "--reply_tokens=9")["judges"][0]["missing"] == 6
+  assert judge(workdir, *words, "--reply_tokens=900")["judges"][0]["missing"] == 0
+
+
+def test_the_help_says_what_a_judge_may_read_in_the_reference(capsys):
+  with pytest.raises(SystemExit):
+    judge_traces.judge(["judge", "--help"])
+  about = " ".join(capsys.readouterr().out.split())
+  assert "may read it in the reference, whose last step states it for simulated videos" in about
+
+
 def change_trace(workdir):
   path = workdir / "eval" / "after_rl.jsonl"
   replies = runs.read_replies(path)
@@ -258,6 +284,12 @@ def test_missing_verdicts_are_said(workdir, server, endpoint, capsys):
     (["--judge=oracle"], "rule, local, endpoint|<rule"),
     (["--model=m"], "--model: has no effect with --judge=rule"),
     (["--alone"], "--alone: has no effect with --judge=rule"),
+    (["--runs=3"], "--runs: has no effect with --judge=rule; leave it out or choose another"),
+    (["--reply_tokens=9"], "--reply_tokens: has no effect with --judge=rule"),
+    *(
+      (["--judge=local", "--model=m", f"--{flag}=1"], f"--{flag}: has no effect with --judge=local")
+      for flag in ("runs", "attempts", "temperature", "base_url", "max_tokens", "retries")
+    ),
     (["--judge=endpoint", "--model=m", "--evaluations=after_rl"], "give two, or add --alone"),
     (
       ["--judge=endpoint", "--model=m", "--base_url=http://localhost:8/v1"],

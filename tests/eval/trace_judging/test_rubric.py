@@ -1,5 +1,6 @@
 """The prompt shows question, reference and traces, no policy; and a trace can't leave its block."""
 
+import dataclasses
 import html
 import re
 
@@ -9,6 +10,7 @@ import pytest
 
 from vr_jax.eval import report_data
 from vr_jax.eval.trace_judging import judged_questions, rubric
+from vr_jax.worlds import config, write
 
 NAMES = ("before_rl", "after_rl")
 ORDERS = (
@@ -48,6 +50,19 @@ def test_the_prompt_has_question_options_reference_and_traces_in_the_order_asked
   assert [content for _, content in blocks(back.text)] == [green, red]
   assert there.places == back.places == ("first", "second")
   assert there.system == back.system
+
+
+def test_the_reference_is_shown_to_its_end_where_a_simulated_videos_states_the_answer():
+  world = config.WorldConfig(families=("name",))
+  for index in range(4):
+    _, (example,) = write.sample_video(world, seed=3, index=index, questions=1)
+    steps = [dataclasses.asdict(step) for step in example.steps]
+    asked = dataclasses.replace(
+      question(), reference=tuple(report_data.ReferenceStep(**step) for step in steps)
+    )
+    assert example.masked is not None and steps[-1]["end"] > example.masked.start
+    assert example.answer in steps[-1]["text"]
+    assert steps[-1]["text"] in html.unescape(rubric.ask_about(asked, NAMES).text)
 
 
 def test_no_prompt_names_a_policy_a_video_or_an_id():

@@ -21,6 +21,7 @@ Tick = Callable[..., None]
 Grades = tuple[grade.TraceGrade, ...]
 
 UNREADABLE = "no readable verdict"
+TOO_LONG = "prompt too long for the model"
 _STOPPING = (401, 403, 404)  # statuses that any further request would get, too
 _AT_ONCE = 64  # prompts that a local model gets before its grades are stored
 
@@ -221,6 +222,10 @@ class LocalReader(Protocol):
     """Returns what each question reads in its reply."""
     ...
 
+  def is_too_long(self, question: model_endpoint.EndpointQuestion) -> bool:
+    """Whether a question has more tokens than the model takes; it would not be asked."""
+    ...
+
   def close(self) -> None:
     """Frees it."""
 
@@ -234,15 +239,16 @@ class LocalGrader:
   def grade_all(
     self, wanted: Mapping[bytes, Wanted], cache: grade_cache.GradeCache, tick: Tick
   ) -> dict[bytes, str]:
-    """See `GradingModel`."""
-    keys = list(wanted)
+    """See `GradingModel`. A prompt that is too long is no attempt, and is not stored."""
+    keys = [key for key, each in wanted.items() if not self._model.is_too_long(each.question)]
+    problems = dict.fromkeys(wanted.keys() - {*keys}, TOO_LONG)
     for start in range(0, len(keys), _AT_ONCE):
       some = keys[start : start + _AT_ONCE]
       grades = self._model.ask([wanted[key].question for key in some])
       for key, each in zip(some, grades, strict=True):
         cache.add_attempt(key, each)
-      tick(start + len(some))
-    return {}
+      tick(len(problems) + start + len(some))
+    return problems
 
   def close(self) -> None:
     """Frees the model."""

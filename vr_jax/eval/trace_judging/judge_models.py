@@ -15,7 +15,8 @@ class ModelSource:
 
   connect: connects to it or loads it. Raises InputError as `model_endpoint.connect` or
     `judge_local.LocalModel` does.
-  identity: all that a verdict depends on beside prompt and run.
+  identity: all that a verdict depends on beside prompt and run. The limit of a reply's tokens is
+    part of it, since a verdict that was cut off is asked for again once there is more room.
   """
 
   connect: Callable[[], asking.GradingModel]
@@ -48,11 +49,12 @@ def endpoint(
     )
     return asking.EndpointGrader(connected, limits=limits, max_tokens=max_tokens)
 
-  return ModelSource(connect=connect, identity=("endpoint", model, base_url, str(temperature)))
+  settings = (str(temperature), f"{limits.max_tokens} tokens")
+  return ModelSource(connect=connect, identity=("endpoint", model, base_url, *settings))
 
 
 def local(directory: Path, *, reply_tokens: int) -> ModelSource:
-  """A model in a directory of any family that this project has; other weights are asked again.
+  """A model in a directory of any family that this project has; other weights are asked anew.
 
   Raises InputError if it lacks a config or tokenizer.
   """
@@ -66,4 +68,6 @@ def local(directory: Path, *, reply_tokens: int) -> ModelSource:
     f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
     for path in sorted(directory.glob("*.safetensors"))
   )
-  return ModelSource(connect=load, identity=("local", str(directory.resolve()), *weights))
+  return ModelSource(
+    connect=load, identity=("local", str(directory.resolve()), f"{reply_tokens} tokens", *weights)
+  )

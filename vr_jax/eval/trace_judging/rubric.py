@@ -6,7 +6,9 @@ so whoever writes the text can't know it.
 
 Reconstruction: MOSS-ChatV (arXiv 2509.21113) has GPT-4o judge how consistent and how stable traces
 are, and gives neither the prompt nor the scale. The words, the two scales from 1 to 5, the form of
-the verdict and the order swap are ours.
+the verdict and the order swap are ours. The reference is shown to its end, as the scores of
+consistency by the true states count it; where a question is about what is masked, its last step may
+state the answer.
 """
 
 from collections.abc import Sequence

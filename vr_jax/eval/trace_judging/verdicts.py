@@ -84,11 +84,12 @@ def by_model(
 
 
 def by_rule(
-  judged: judged_questions.JudgedSet, examples: Mapping[str, records.Example]
+  judged: judged_questions.JudgedSet, examples: Mapping[str, records.Example], *, judge: str
 ) -> list[grade.TraceVerdict]:
   """Verdicts of the rule: for each question and evaluation one, each trace alone.
 
   examples: by id, with their true states.
+  judge: its name in judged.json.
 
   Raises:
     InputError: a question is not among them, has no true states, or has changed since it was
@@ -109,7 +110,7 @@ def by_rule(
       )
     verdicts += [
       grade.TraceVerdict(
-        judge="rule",
+        judge=judge,
         id=question.id,
         video=question.video,
         run=0,
