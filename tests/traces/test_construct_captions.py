@@ -151,12 +151,3 @@ def test_the_simulator_writes_lines_that_are_read_as_true_states():
       seen.add(state.attribute)
   assert seen == {"colour", "place", "size", "visibility", "box", "label", "charge"}
   assert wordings == set(range(world_captions.WORDINGS))
-
-
-def test_states_last_until_a_caption_gives_another_value():
-  video = runs.parsed(runs.man())
-  posture = states_lib.by_pair(runs.MAN)["man", "posture"]
-  found = [(s.value, s.start, s.end) for s in states_lib.intervals(posture, video)]
-  assert found == [("standing", 0, 2), ("sitting", 2, 4), ("standing", 4, 6), ("lies down", 6, 6)]
-  same = runs.told(("man", "posture", "standing", 0), ("man", "posture", "The standing.", 2))
-  assert [s.end for s in states_lib.intervals(same, video)] == [6]

@@ -10,6 +10,7 @@ from vr_jax import records
 from vr_jax.traces.construct import equivalence, future_questions, quality, reviewers
 from vr_jax.traces.construct import states as states_lib
 from vr_jax.worlds import captions as world_captions
+from vr_jax.worlds import claims
 from vr_jax.worlds import write as worlds_write
 
 
@@ -60,6 +61,28 @@ def test_the_last_state_is_masked_and_the_earlier_ones_are_the_trace():
     "empty",
     "half full",
   }
+
+
+def test_a_step_says_when_a_change_is_certain_and_how_long_a_state_is_seen():
+  for step in general().example.steps:
+    assert claims.read_times(step.text) == ((step.end, step.end),)
+  value = runs.man(keyframe=None)
+  for number, caption in enumerate(value["captions"][:-1]):
+    caption |= {"start": 2 * number, "end": 2 * number + 2}
+  (question,), _ = future_questions.make(runs.parsed(value), runs.MAN, runs.RULES)
+  for step in question.example.steps:
+    times = [time for span in claims.read_times(step.text) for time in span]
+    assert (min(times), max(times)) == (step.start, step.end)
+  assert quality.find_fault(question, runs.QUALITY) == ("", "")
+  late = with_step(question, "At 6s, the posture of the man is odd.")
+  assert quality.find_fault(late, runs.QUALITY)[0] == "trace leaks"  # the masked state holds then
+
+
+def test_questions_about_two_parts_of_a_video_have_two_names():
+  spans = ([1000.001, 1008], [1000.002, 1008], [1000.001, 1009])
+  videos = [runs.parsed(runs.man(timestamp=list(span))) for span in spans]
+  names = {future_questions.make(v, runs.MAN, runs.RULES)[0][0].example.id for v in videos}
+  assert len(names) == 3
 
 
 def test_what_is_not_asked_about_is_counted_by_its_reason():

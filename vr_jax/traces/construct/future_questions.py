@@ -41,6 +41,12 @@ _STEP = (
   "{start} to {end}: the {attribute} of the {object} is {value}.",
   "Between {start} and {end} I see that the {attribute} of the {object} is {value}.",
 )
+# Of captions that tell a change: its outcome is certain at the end of the stretch only.
+_CHANGE_STEP = (
+  "By {end}, the {attribute} of the {object} is {value}.",
+  "At {end} the {attribute} of the {object} is {value}.",
+  "By {end} I see that the {attribute} of the {object} is {value}.",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +191,7 @@ def _question(
   letters = string.ascii_uppercase[: len(values)]
   steps = _world_steps if rules.style == "simulator" else _general_steps
   example = records.Example(
-    id=f"{video.id}@{video.span.start:g}-{number}",
+    id=f"{video.id}@{video.span.start}-{video.span.end}-{number}",
     video=video.video,
     question=_ask(pair, video.captions[-1], rules, rng),
     options=tuple(f"{letter}. {value}" for letter, value in zip(letters, values, strict=True)),
@@ -244,10 +250,12 @@ def _general_steps(
   rng: np.random.Generator,
 ) -> Iterator[records.Step]:
   """A step for each earlier state that a caption tells, in one wording."""
-  template = _STEP[int(rng.integers(len(_STEP)))]
-  for caption, group in states_lib.by_caption(told).items():
-    start, end = video.captions[caption].start, video.captions[caption].end
-    text = template.format(
+  number = int(rng.integers(len(_STEP)))
+  for index, group in states_lib.by_caption(told).items():
+    caption = video.captions[index]
+    start, end = caption.start, caption.end
+    templates = _CHANGE_STEP if caption.asked == end else _STEP
+    text = templates[number].format(
       start=world_wording.seconds(start),
       end=world_wording.seconds(end),
       object=_without_article(pair[0]),

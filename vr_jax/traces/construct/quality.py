@@ -135,6 +135,8 @@ def _trace_leak(question: future_questions.FutureQuestion) -> str:
   example, captions = question.example, question.video.captions
   masked = example.masked
   assert masked is not None  # _times
+  # Where captions tell changes, the instant at which the masked span begins is the last shown one.
+  tells_change = captions[-1].asked == captions[-1].end
   earlier = {
     equivalence.normalize(part) for caption in captions[:-1] for part in caption.text.split(".")
   }
@@ -144,7 +146,10 @@ def _trace_leak(question: future_questions.FutureQuestion) -> str:
     if step.end > masked.start:
       return f"a step lasts until {step.end:g} s, into the masked span"
     times = claims.read_times(step.text)
-    if any(start >= masked.start or end > masked.start for start, end in times):
+    if any(
+      max(start, end) > masked.start or (start == masked.start and not tells_change)
+      for start, end in times
+    ):
       return f"a step names a masked time: {step.text:.80}"
     if judge_leak.states_answer(example, step.text):
       return f"a step states the answer: {step.text:.80}"

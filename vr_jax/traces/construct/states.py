@@ -1,4 +1,4 @@
-"""States of objects over time: what captions say, as (object, attribute, value, start, end)."""
+"""States of objects over time: what captions say, as (object, attribute, value, caption)."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -20,17 +20,6 @@ class ToldState:
   attribute: str
   value: str
   caption: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StateInterval:
-  """A state and how long it lasts, in seconds."""
-
-  object: str
-  attribute: str
-  value: str
-  start: float
-  end: float
 
 
 def read_by_rule(video: captions_lib.CaptionedVideo) -> tuple[ToldState, ...]:
@@ -63,37 +52,6 @@ def has_conflict(told: Sequence[ToldState]) -> bool:
     if equivalence.content_words(before) != equivalence.content_words(state.value):
       return True
   return False
-
-
-def intervals(
-  told: Sequence[ToldState], video: captions_lib.CaptionedVideo
-) -> tuple[StateInterval, ...]:
-  """The states of one pair over the video, in order of time; equal neighbours are one state.
-
-  told: of one pair without conflicts, in order of the captions.
-
-  Reconstruction: a state lasts until a caption gives the pair another value, as captions tell what
-  changes. What is told first holds from there on, not before. A change that a differential caption
-  tells is certain at the end of its stretch only.
-  """
-  found: list[StateInterval] = []
-  for state in told:
-    start = video.captions[state.caption].asked
-    last = found[-1] if found else None
-    if last and equivalence.content_words(last.value) == equivalence.content_words(state.value):
-      continue
-    if last:
-      found[-1] = dataclasses.replace(last, end=start)
-    found.append(
-      StateInterval(
-        object=state.object,
-        attribute=state.attribute,
-        value=state.value,
-        start=start,
-        end=max(start, video.masked.end),
-      )
-    )
-  return tuple(found)
 
 
 def by_caption(told: Sequence[ToldState]) -> dict[int, list[ToldState]]:
