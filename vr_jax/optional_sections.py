@@ -272,8 +272,8 @@ class ConstructSection:
   )
   frame_share: float = field(
     0.5,
-    "Fraction of a video's frames that are like those of one benchmark video, from which on its "
-    "questions are left out.",
+    "Fraction of frames that a captioned span shares with one benchmark video, of the shorter of "
+    "the two, from which on its video is left out.",
     "(0, 1]",
   )
   seed: int = field(0, "Seed of what is drawn: wordings, options and their order.", "[0, inf)")

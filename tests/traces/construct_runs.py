@@ -25,7 +25,7 @@ WORLD = {
 }
 
 
-def config(videos: int = 0, **construct: Any) -> ml_collections.ConfigDict:
+def config(videos: int = 0, /, **construct: Any) -> ml_collections.ConfigDict:
   """The tiny recipe; `videos` are simulated, or captions are given as a field of `construct`."""
   made = recipe_config.load("moss_chatv:tiny").copy_and_resolve_references().unlock()
   made.data.simulate.videos = videos

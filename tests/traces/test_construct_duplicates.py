@@ -150,27 +150,115 @@ def captioned(video, end=6.0):
 
 def test_files_of_videos_are_found_where_archives_put_them_and_missing_ones_named(films, tmp_path):
   folder = tmp_path / "videos"
-  (folder / "pexels_1").mkdir(parents=True)
-  (folder / "pexels_1" / "one.mp4").write_bytes((films / "1.mp4").read_bytes())
-  made = runs.config(videos=1)
+  inside = folder / "pexels_videos_1"  # of the archive that the line names
+  inside.mkdir(parents=True)
+  (inside / "one.mp4").write_bytes((films / "1.mp4").read_bytes())
+  made = runs.config(1)
   made.construct.update(videos=str(folder), captions="c.jsonl")
   bad = ingest.BadInputs("skip")
   videos = [captioned("pexels/one.mp4"), captioned("pexels/none.mp4")]
   kept, known = video_files.look(videos, made, tmp_path / "c", bad)
-  assert [video.video for video in kept] == ["pexels_1/one.mp4"]
+  assert [video.video for video in kept] == ["pexels_videos_1/one.mp4"]
   assert known.compared and not known.decontaminated
   assert "there is no file 'pexels/none.mp4'" in bad.entries[0]["problem"]
   late = runs.parsed(runs.man(video_path="one.mp4", timestamp=[0, 60], keyframe=[0, 2, 4, 40]))
-  with pytest.raises(errors.InputError, match=r"until 40 s, but 'pexels_1/one\.mp4' lasts 12"):
+  with pytest.raises(
+    errors.InputError, match=r"until 40 s, but 'pexels_videos_1/one\.mp4' lasts 12"
+  ):
     video_files.look([late], made, tmp_path / "c", ingest.BadInputs("stop"))
-  assert video_file.find(folder) == ("pexels_1/one.mp4",)
+  assert video_file.find(folder) == ("pexels_videos_1/one.mp4",)
+
+
+@pytest.mark.parametrize(
+  ("file", "path", "fits"),
+  [
+    ("mixkit/1.mp4", "pexels/1.mp4", False),
+    ("pexels/mixkit/1.mp4", "pexels/1.mp4", False),
+    ("a/pexels/1.mp4", "pexels/1.mp4", True),
+    ("pexels_videos_1/pexels/1.mp4", "pexels/1.mp4", True),
+    ("pexels_videos_1/1.mp4", "pexels/1.mp4", True),
+    ("pexels_videos_2/1.mp4", "pexels/1.mp4", False),
+    ("1.mp4", "pexels/1.mp4", True),
+    ("b/1.mp4", "a/b/1.mp4", True),
+    ("c/1.mp4", "1.mp4", True),
+  ],
+)
+def test_a_caption_never_gets_the_video_of_another_folder(films, tmp_path, file, path, fits):
+  (tmp_path / "v" / file).parent.mkdir(parents=True)
+  (tmp_path / "v" / file).write_bytes((films / "1.mp4").read_bytes())
+  bad = ingest.BadInputs("skip")
+  made = runs.config(videos=str(tmp_path / "v"), captions="c.jsonl")
+  kept, _ = video_files.look([captioned(path)], made, tmp_path / "c", bad)
+  assert [video.video for video in kept] == ([file] if fits else [])
+  assert len(bad.entries) == (not fits)
+
+
+def test_two_paths_of_captions_are_never_one_file(films, tmp_path):
+  (tmp_path / "v").mkdir()
+  (tmp_path / "v" / "1.mp4").write_bytes((films / "1.mp4").read_bytes())
+  made = runs.config(videos=str(tmp_path / "v"), captions="c.jsonl")
+  videos = [captioned(path) for path in ("pexels/1.mp4", "mixkit/1.mp4", "pexels/1.mp4")]
+  bad = ingest.BadInputs("skip")
+  kept, _ = video_files.look(videos, made, tmp_path / "c", bad)
+  assert [video.video for video in kept] == ["1.mp4", "1.mp4"]
+  assert "'mixkit/1.mp4' and 'pexels/1.mp4' would both be '1.mp4'" in bad.entries[0]["problem"]
+  bad = ingest.BadInputs("skip")
+  video_files.look([*videos[:1], captioned("1.mp4")], made, tmp_path / "c", bad)
+  assert "'pexels/1.mp4' and '1.mp4' would both be" in bad.entries[0]["problem"]
+
+
+def hashed(name, numbers):
+  """A video of frames that are alike only where they have the same number; no checksum is."""
+  rng = np.random.default_rng(sum(map(ord, name)))
+  rows = [np.random.default_rng(n).integers(0, 256, 128, np.uint8) for n in numbers]
+  return frame_hashes.FrameHashes(
+    name=name,
+    checksums=tuple(map(int, rng.integers(0, 2**32, len(rows)))),
+    times=tuple(map(float, range(len(rows)))),
+    hashes=np.array(rows),
+    duration=float(len(rows)),
+  )
+
+
+def test_a_short_video_inside_of_a_long_one_is_found_whichever_is_the_benchmarks():
+  long, short, other = hashed("a", range(40)), hashed("b", range(20, 26)), hashed("c", [25, 99, 98])
+  for one, two in ((long, short), (short, long)):
+    found = frame_hashes.HashedFrames([other, one], similarity=0.7, share=0.5).find(two)
+    assert found == f"6 of 6 frames look like those of {one.name}"
+    same = dataclasses.replace(two, checksums=one.checksums[: len(two.checksums)])
+    assert " of 6 frames are those of" in frame_hashes.HashedFrames(
+      [one], similarity=0.7, share=0.5
+    ).find(same)
+  assert not frame_hashes.HashedFrames([other], similarity=0.7, share=0.5).find(long)
+
+
+def test_only_frames_of_the_captioned_span_are_compared(films, tmp_path):
+  benchmark, folder = tmp_path / "benchmark", tmp_path / "v"
+  benchmark.mkdir()
+  folder.mkdir()
+  small = ("-vf", "scale=96:72,eq=brightness=0.05", "-c:v", "libx264", "-crf", "34", "-r", "4")
+  ffmpeg.run("-i", films / "0.mp4", *small, benchmark / "x.mp4")
+  join = "[0:v][1:v][2:v]concat=n=3:v=1"
+  parts = (arg for number in (0, 1, 2) for arg in ("-i", films / f"{number}.mp4"))
+  ffmpeg.run(*parts, "-filter_complex", join, "-c:v", "libx264", folder / "1.mp4")
+  made = runs.config(videos=str(folder), benchmarks=str(benchmark), captions="c.jsonl")
+
+  def found(*starts):
+    videos = [
+      runs.parsed(runs.man(video_path="1.mp4", timestamp=[start, start + 11])) for start in starts
+    ]
+    _, known = video_files.look(videos, made, tmp_path / "c", ingest.BadInputs("stop"))
+    return known.in_benchmark
+
+  assert "look like those of x.mp4" in found(0)["1.mp4"]
+  assert found(13) == {} and set(found(13, 0)) == {"1.mp4"}
 
 
 def test_a_benchmark_without_videos_or_with_a_bad_one_stops_the_run(films, tmp_path):
   benchmark = tmp_path / "benchmark"
   benchmark.mkdir()
   (benchmark / "questions.json").write_text("[]")
-  made = runs.config(videos=1)
+  made = runs.config(1)
   made.construct.update(videos=str(films), benchmarks=str(benchmark), captions="c.jsonl")
   skip = ingest.BadInputs("skip")
   with pytest.raises(errors.InputError, match=r"benchmarks=.*: holds no videos"):

@@ -49,6 +49,7 @@ class CaptionedVideo:
 
   where: its file and line.
   video: path below the directory of videos.
+  archive: name of the archive of the video, without its ending; "" if the line doesn't say.
   span: the part of the file that was captioned; nothing outside of it is used.
   captions: in order of time; the last one is the future that is masked.
   """
@@ -56,6 +57,7 @@ class CaptionedVideo:
   where: str
   id: str
   video: str
+  archive: str
   span: records.Span
   captions: tuple[Caption, ...]
 
@@ -127,13 +129,23 @@ def parse_record(value: Any, where: str, *, keyframe_fps: float, even: bool) -> 
   whole = span or records.Span(start=captions[0].start, end=captions[-1].end)
   _check(captions, whole, where)
   return CaptionedVideo(
-    where=where, id=plain_text(str(name)), video=str(path), span=whole, captions=captions
+    where=where,
+    id=plain_text(str(name)),
+    video=str(path),
+    archive=_archive(value.get("zip_folder")),
+    span=whole,
+    captions=captions,
   )
 
 
 def plain_text(text: str) -> str:
   """A text with single spaces and without NULs; lone surrogates, which UTF-8 lacks, become "?"."""
   return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())
+
+
+def _archive(value: Any) -> str:
+  """The name of an archive without its ending; "" if there is none."""
+  return Path(value).stem if isinstance(value, str) else ""
 
 
 def _entries(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -19,7 +19,7 @@ import io
 from typing import Any
 import zlib
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 from PIL import Image
 
@@ -111,53 +111,81 @@ def find_copies(videos: Sequence[FrameHashes]) -> dict[str, str]:
   return copies
 
 
+def within(video: FrameHashes, start: float, end: float) -> FrameHashes:
+  """A video's frames from `start` to `end` in seconds; the nearest one if there is none."""
+  times = np.array(video.times)
+  places = np.nonzero((times >= start) & (times <= end))[0]
+  if not len(places):
+    places = np.abs(times - start).argsort()[:1]
+  return dataclasses.replace(
+    video,
+    checksums=tuple(video.checksums[place] for place in places),
+    times=tuple(video.times[place] for place in places),
+    hashes=video.hashes[places],
+  )
+
+
 class HashedFrames:
-  """The frames of benchmarks, to find videos that have some of them."""
+  """The frames of benchmarks, to find videos that have some of them.
+
+  What is shared counts as a share of the shorter video: a benchmark's video may be a part of a long
+  one, and the other way round.
+  """
 
   def __init__(self, videos: Sequence[FrameHashes], *, similarity: float, share: float):
     """Indexes videos.
 
     similarity: of the bits of two frames that are alike, in (0, 1].
-    share: of a video's frames that have to be like frames of one benchmark video, in (0, 1].
+    share: of the shorter video's frames that have to be like frames of the other one, in (0, 1].
     """
     self._similarity, self._share = similarity, share
     self._names = [video.name for video in videos]
-    self._owner = np.repeat(np.arange(len(videos)), [len(video.hashes) for video in videos])
+    owner = np.repeat(np.arange(len(videos)), [len(video.hashes) for video in videos])
     rows = [video.hashes for video in videos] or [np.zeros((0, _BITS // 8), np.uint8)]
-    self._bits = np.unpackbits(np.concatenate(rows), axis=1)
+    bits = np.unpackbits(np.concatenate(rows), axis=1)
+    telling = bits.sum(axis=1) >= _LEAST_BITS
+    self._bits, self._owner = bits[telling], owner[telling]
+    self._sizes = np.bincount(self._owner, minlength=len(videos))
+    self._distinct = [len(set(video.checksums)) for video in videos]
     self._owners: dict[int, set[int]] = {}  # of frames by checksum
     for number, video in enumerate(videos):
       for checksum in video.checksums:
         self._owners.setdefault(checksum, set()).add(number)
 
   def find(self, video: FrameHashes) -> str:
-    """Which benchmark video a video has frames of, and how many; "" if of none."""
+    """Which benchmark video a video shares frames with, and how many; "" if none."""
     checksums = set(video.checksums)
     owners = Counter(owner for each in checksums for owner in self._owners.get(each, ()))
-    for owner, shared in owners.most_common(1):
-      if shared >= self._share * len(checksums):
-        return f"{shared} of {len(checksums)} frames are those of {self._names[owner]}"
+    for owner, shared in owners.most_common():
+      size = min(len(checksums), self._distinct[owner])
+      if shared >= self._share * size:
+        return f"{shared} of {size} frames are those of {self._names[owner]}"
     bits = np.unpackbits(video.hashes, axis=1)
     bits = bits[bits.sum(axis=1) >= _LEAST_BITS]
-    if not len(bits) or not self._names:
+    if not len(bits) or not len(self._bits):
       return ""
-    counts = self._alike_frames(bits)
-    best = int(counts.argmax())
-    if counts[best] < self._share * len(bits):
+    own, theirs = self._alike_frames(bits)
+    sizes = np.minimum(len(bits), self._sizes)
+    counts = np.where(self._sizes < len(bits), theirs, own)
+    shares = counts / np.maximum(sizes, 1)
+    best = int(shares.argmax())
+    if shares[best] < self._share:
       return ""
-    return f"{counts[best]} of {len(bits)} frames look like those of {self._names[best]}"
+    return f"{counts[best]} of {sizes[best]} frames look like those of {self._names[best]}"
 
-  def _alike_frames(self, bits: UInt8[np.ndarray, "frames bits"]) -> np.ndarray:
-    """How many of the frames each benchmark video has one like, int64 [videos]."""
+  def _alike_frames(
+    self, bits: UInt8[np.ndarray, "frames bits"]
+  ) -> tuple[Int[np.ndarray, " videos"], Int[np.ndarray, " videos"]]:
+    """How many of the frames are like one of each benchmark video, and of its frames like one."""
     wanted = bits.astype(np.float32)
     size = wanted.sum(axis=1)[:, None]
-    alike = np.zeros((len(bits), len(self._names)), bool)
+    own = np.zeros((len(bits), len(self._names)), bool)
+    theirs = np.zeros(len(self._bits), bool)
     for start in range(0, len(self._bits), _BLOCK):
       known = self._bits[start : start + _BLOCK].astype(np.float32)
       both = wanted @ known.T
-      known_size = known.sum(axis=1)
-      found = both >= self._similarity * (size + known_size - both)
-      found &= known_size >= _LEAST_BITS
+      found = both >= self._similarity * (size + known.sum(axis=1) - both)
       frames, places = np.nonzero(found)
-      alike[frames, self._owner[start + places]] = True
-    return alike.sum(axis=0)
+      own[frames, self._owner[start + places]] = True
+      theirs[start : start + _BLOCK] = found.any(axis=0)
+    return own.sum(axis=0), np.bincount(self._owner[theirs], minlength=len(self._names))

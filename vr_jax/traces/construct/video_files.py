@@ -70,7 +70,11 @@ def look(
     index = frame_hashes.HashedFrames(
       known, similarity=section.frame_similarity, share=section.frame_share
     )
-    found = {video.name: index.find(video) for video in frames}
+    by_name = {video.name: video for video in frames}
+    for video in placed:  # several may be parts of a file
+      if video.video in by_name and not found.get(video.video):
+        part = frame_hashes.within(by_name[video.video], video.span.start, video.span.end)
+        found[video.video] = index.find(part)
   return _fitting(placed, frames, bad), VideoKnowledge(
     copies=frame_hashes.find_copies(frames),
     in_benchmark={name: detail for name, detail in found.items() if detail},
@@ -87,21 +91,41 @@ def _is_video(name: str) -> bool:
 def _place(
   videos: Sequence[captions_lib.CaptionedVideo], files: Sequence[str], bad: ingest.BadInputs
 ) -> list[captions_lib.CaptionedVideo]:
-  """Gives each video the path of its file. Archives may be unpacked into folders of their own."""
+  """Gives each video the path of its file. Archives may be unpacked into folders of their own.
+
+  A file belongs to one path of the captions; another path that fits it, too, is bad.
+  """
   known = frozenset(files)
   by_name: dict[str, list[str]] = {}
   for file in files:
     by_name.setdefault(Path(file).name, []).append(file)
+  owner = {video.video: video.video for video in videos if video.video in known}
   placed = []
   for video in videos:
-    same = by_name.get(Path(video.video).name, [])
-    if video.video in known:
-      placed.append(video)
-    elif len(same) == 1:
-      placed.append(dataclasses.replace(video, video=same[0]))
-    else:
+    same = [each for each in by_name.get(Path(video.video).name, []) if _fits(video, each)]
+    file = video.video if video.video in known else same[0] if len(same) == 1 else ""
+    if not file:
       bad(video.where, foreign_records.unknown_video(video.video, known, video.where))
+    elif owner.setdefault(file, video.video) != video.video:
+      problem = f"field 'video_path': {video.video!r} and {owner[file]!r} would both be {file!r}"
+      bad(video.where, errors.InputError(f"{video.where}: {problem}; name its folders"))
+    else:
+      placed.append(dataclasses.replace(video, video=file))
   return placed
+
+
+def _fits(video: captions_lib.CaptionedVideo, file: str) -> bool:
+  """Whether a file may be the one of a caption line: as far as folders are known, they are equal.
+
+  The directory of videos may lie above the folders that the line names, or below. The line's
+  archive may have been unpacked into a folder of its name.
+  """
+  parts, path = Path(file).parts, Path(video.video)
+  unpacked = Path(video.archive, path.name).parts if video.archive else path.parts
+  return any(
+    all(one == other for one, other in zip(reversed(parts), reversed(wanted), strict=False))
+    for wanted in (path.parts, unpacked)
+  )
 
 
 def _read(
