@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import sqlite3
@@ -13,11 +14,12 @@ import ml_collections
 import pytest
 
 from tests.data import annotation_files
+from tests.eval import conftest as runs
 from tests.rewards import judge_server
-from tests.train import nano
-from vr_jax import errors, main
+from tests.train import fixed_reply, nano
+from vr_jax import errors, judge_traces, main
 from vr_jax.data import annotations, examples, trace_store
-from vr_jax.eval.trace_judging import asking, grade_cache, judge_models, rubric
+from vr_jax.eval.trace_judging import asking, grade, grade_cache, judge_models, rubric
 from vr_jax.models import qwen2_5_vl
 from vr_jax.rewards import judge, judge_prompt
 from vr_jax.traces import beam as traces_beam
@@ -314,31 +316,64 @@ def test_a_local_judge_is_built_from_its_directory(directory, cache):
   made.close()
 
 
-def test_a_local_model_grades_traces_and_is_asked_once(directory, tmp_path):
-  source = judge_models.local(directory, reply_tokens=6)
-  questions = (
-    rubric.TraceQuestion(system="Grade.", text=f"trace {number}", places=rubric.ALONE)
-    for number in range(3)
-  )
-  prompts = [asking.GradingPrompt(question=question, run=0) for question in questions]
-  done = []
+@pytest.fixture(scope="module")
+def grader(data, tmp_path_factory):
+  """A model that writes a verdict of four tokens, in Hugging Face format."""
+  pieces = ('{"consistency"', ": 4, ", '"stability"', ": 2}")
+  return fixed_reply.save(nano.build(data), pieces, tmp_path_factory.mktemp("grader") / "model")
 
-  def ask(connect):
-    grades = grade_cache.GradeCache(tmp_path / "grades.sqlite")
-    with contextlib.closing(grades):
-      return asking.ask(
-        prompts,
-        connect,
-        grades,
-        identity=source.identity,
-        attempts=1,
-        tick=lambda *counts: done.append(counts),
-      )
 
-  found = ask(source.connect)  # six tokens of an untrained model are no verdict
-  assert [each.problem for each in found] == [asking.UNREADABLE] * 3
+def grading_prompts(*texts):
+  return [
+    asking.GradingPrompt(
+      question=rubric.TraceQuestion(system="Grade.", text=text, places=rubric.ALONE), run=0
+    )
+    for text in texts
+  ]
+
+
+def grade_traces(path, prompts, source, connect=None, tick=lambda *_: None):
+  """Asks, with the cache at `path`."""
+  with contextlib.closing(grade_cache.GradeCache(path)) as grades:
+    return asking.ask(
+      prompts, connect or source.connect, grades, identity=source.identity, attempts=1, tick=tick
+    )
+
+
+def test_a_local_model_grades_traces_and_is_asked_once(grader, tmp_path):
+  source, done, path = judge_models.local(grader, reply_tokens=6), [], tmp_path / "grades.sqlite"
+  prompts = grading_prompts(*(f"trace {number}" for number in range(3)))
+  found = grade_traces(path, prompts, source, tick=lambda *counts: done.append(counts))
+  given = grade.TraceGrade(consistency=4, stability=2)
+  assert found == [asking.Answer(grades=(given,))] * 3
   assert done == [(0, 3), (3, 3)]
-  assert ask(lambda: pytest.fail("it was asked before")) == found
-  weights = next(directory.glob("*.safetensors"))
+  assert grade_traces(path, prompts, source, lambda: pytest.fail("it was asked before")) == found
+  weights = next(grader.glob("*.safetensors"))
   os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
-  assert judge_models.local(directory, reply_tokens=6).identity != source.identity
+  assert judge_models.local(grader, reply_tokens=6).identity != source.identity
+
+
+def test_a_local_verdict_that_was_cut_off_is_read_once_it_may_be_longer(grader, tmp_path):
+  path, prompts = tmp_path / "grades.sqlite", grading_prompts("trace")
+  [cut] = grade_traces(path, prompts, judge_models.local(grader, reply_tokens=3))
+  assert (cut.grades, cut.problem) == (None, asking.UNREADABLE)
+  [whole] = grade_traces(path, prompts, judge_models.local(grader, reply_tokens=6))
+  assert whole.grades is not None
+
+
+def test_a_prompt_longer_than_a_local_judge_takes_is_missing_for_this_reason(grader, tmp_path):
+  source, prompts = judge_models.local(grader, reply_tokens=6), grading_prompts("x1 " * 3000, "x")
+  long, short = grade_traces(tmp_path / "grades.sqlite", prompts, source)
+  assert (long.grades, long.problem) == (None, asking.TOO_LONG)
+  assert short.grades is not None
+
+
+def test_the_command_grades_a_run_with_a_local_model(grader, tmp_path, capsys):
+  run = runs.make_workdir(tmp_path)
+  words = ("--judge=local", f"--model={grader}", "--alone", "--evaluations=after_rl")
+  judge_traces.judge(["judge", str(run), *words, "--reply_tokens=6"])
+  [found] = json.loads((run / "eval" / "judged.json").read_text())["judges"]
+  assert (found["judge"], found["verdicts"], found["missing"]) == ("model (alone)", 3, 0)
+  means = {name: each["scores"]["after_rl"]["mean"] for name, each in found["scales"].items()}
+  assert means == {"consistency": 4, "stability": 2}
+  assert "each trace alone" in capsys.readouterr().out
