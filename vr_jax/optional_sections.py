@@ -230,7 +230,10 @@ class ConstructSection:
     "A bad line, video or reply stops the run, or is left out and counted.",
   )
   keyframe_fps: float = field(
-    0.0, "Frames a second that key frames of captions count in; 0: they are seconds.", "[0, inf)"
+    0.0,
+    "Frames a second that key frames of captions count in; 0: they are taken for seconds, and one "
+    "behind the end of its span stops the run; 1: they are seconds.",
+    "[0, inf)",
   )
   even_times: bool = field(
     False, "Whether captions without key frames divide the captioned span evenly."

@@ -72,6 +72,28 @@ def test_key_frames_may_count_frames_or_from_the_start_of_the_captioned_span():
   assert seconds.shown.start == 10  # what comes before the captioned span isn't shown
 
 
+def test_key_frames_count_from_where_the_first_one_is_nearer():
+  video = runs.parsed(runs.man(timestamp=[0.8, 8.8]))
+  assert spans(video) == [(0.8, 0.8), (0.8, 2.8), (2.8, 4.8), (4.8, 6.8)]
+  video = runs.parsed(runs.man(timestamp=[0.8, 8.8], keyframe=[0.9, 2, 4, 6]))
+  assert spans(video) == [(0.9, 0.9), (0.9, 2), (2, 4), (4, 6)]
+
+
+def test_key_frames_of_another_unit_stop_whatever_is_skipped_until_the_unit_is_given(tmp_path):
+  path = runs.write(tmp_path / "c.jsonl", runs.man(0), runs.man(1, keyframe=[0, 50, 100, 150]))
+  bad = []
+
+  def read(fps):
+    return captions_lib.read(
+      path, keyframe_fps=fps, even=False, on_bad=lambda where, error: bad.append(str(error))
+    )
+
+  with pytest.raises(captions_lib.UnitError, match=r"c\.jsonl:2: .*keyframe_fps"):
+    read(0.0)
+  assert [video.id for video in read(1.0)] == ["v0"] and "behind the timestamp's end" in bad[0]
+  assert len(read(25.0)) == 2
+
+
 def test_captions_without_key_frames_are_spread_evenly_only_if_asked_for():
   with pytest.raises(errors.InputError, match="captions without times"):
     runs.parsed(runs.man(keyframe=None))

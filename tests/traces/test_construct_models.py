@@ -1,6 +1,7 @@
 """Captions that a model reads, and questions that it judges, over a local endpoint."""
 
 import collections
+import dataclasses
 import json
 import re
 
@@ -54,7 +55,7 @@ def letter_in(text, value):
 
 
 def good(request):
-  """Reads the captions, knows nothing blindly, follows the notes, and finds one option true."""
+  """Reads the captions, is wrong blindly, follows the notes, and finds one option true."""
   wanted = kind(request)
   if wanted == "greeting":
     return judge_server.Reply(text="Yes")
@@ -62,7 +63,7 @@ def good(request):
     number = int(request.text.partition("Man ")[2].partition(" ")[0])
     return judge_server.Reply(text=f"Here:\n```json\n{json.dumps({'states': states(number)})}\n```")
   if wanted == "blind":
-    return judge_server.Reply(text='{"answer": null}')
+    return judge_server.Reply(text=json.dumps({"answer": letter_of(request, "sitting")}))
   right = letter_of(request, "lies down")
   if wanted == "trace":
     return judge_server.Reply(text=f'<think>So {{x}}</think>{{"answer": "{right}"}}')
@@ -229,6 +230,21 @@ def test_an_endpoint_that_fails_or_is_too_slow_stops_the_run_in_one_line(
   assert "\n" not in str(error.value)
 
 
+def test_a_single_lost_connection_stops_even_where_bad_replies_are_skipped(
+  server, captions, tmp_path
+):
+  server.answer = lambda request: (
+    judge_server.Reply(status=500, body="{}")
+    if kind(request) == "states" and "Man 1" in request.text
+    else good(request)
+  )
+  with pytest.raises(errors.InputError, match="1 of 3 questions have no answer"):
+    write(config(server, captions, retries=0, on_bad="skip"), tmp_path)
+  server.answer = good
+  output = write(config(server, captions, retries=0, on_bad="skip"), tmp_path)
+  assert json.loads((output / "summary.json").read_text())["questions"] == 3
+
+
 def test_a_spent_budget_stops_and_the_same_command_goes_on(server, captions, tmp_path):
   server.answer = good
   with pytest.raises(errors.InputError, match=r"budget: is spent, .* the same command goes on"):
@@ -245,7 +261,8 @@ QUESTION = next(iter(future_questions.make(runs.parsed(runs.man()), runs.MAN, ru
     ('{"answer": "A"}', [0]),
     ('Sure: {"answer": "(B)."}', [1]),
     ("C", [2]),
-    ('{"answer": null}', []),
+    ('{"answer": null}', None),
+    ('{"answer": []}', None),
     ('{"answer": "D"}', None),
     ('{"answer": {"x": 1}}', None),
     ('{"answer": "A"} or {"answer": "B"}', None),
@@ -258,6 +275,42 @@ def test_choices_are_read_with_text_around_them(reply, chosen):
   request = choice_requests.blind(QUESTION, 1)[0]
   expected = None if chosen is None else [QUESTION.values[place] for place in chosen]
   assert request.read(reply) == expected
+
+
+def test_only_a_blind_guess_has_to_choose():
+  from_trace = choice_requests.from_trace(QUESTION, 1)[0]
+  assert from_trace.read('{"answer": null}') == [] and '{"answer": null}' in from_trace.system
+  blind = choice_requests.blind(QUESTION, 1)[0]
+  assert "null" not in blind.system and '{"answer": "B"}' in blind.system
+
+
+def test_no_guess_is_asked_for_twice():
+  two = dataclasses.replace(QUESTION, values=QUESTION.values[:2])
+  for question, orders in ((two, 2), (QUESTION, 6)):
+    for ask in (choice_requests.blind, choice_requests.from_trace):
+      asked = ask(question, 26)
+      assert len(asked) == len({request.text for request in asked}) == orders
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_two_options_need_as_large_a_fraction_of_right_guesses(server, tmp_path, knows):
+  """A model that prefers a letter is right in one of two orders."""
+  captions = runs.write(tmp_path / "c.jsonl", runs.man())
+
+  def answer(request):
+    if kind(request) != "blind":
+      return good(request)
+    letter = letter_of(request, "lies down") if knows else "B"
+    return judge_server.Reply(text=json.dumps({"answer": letter}))
+
+  server.answer = answer
+  if knows:
+    with pytest.raises(errors.InputError, match="no question is left"):
+      write(config(server, captions, options=2), tmp_path)
+  else:
+    write(config(server, captions, options=2), tmp_path)
+  rows = runs.lines(tmp_path / "run" / "construct" / "rejected.jsonl")
+  assert [row["detail"] for row in rows] == ["2 of 2 blind guesses are right"] * knows
 
 
 def test_each_guess_sees_the_options_in_another_order():
@@ -273,12 +326,26 @@ def test_a_state_is_kept_only_if_its_caption_has_its_words():
     ["Man", "posture", "lies down", 1],
     ["Man", "posture", "is sitting", 1],
     ["Man", "place", "on the kitchen floor", 1],
+    ["Man", "place", "on the floor", 1],
     ["Man", "posture", "lying down", 3],
   ]
   kept, dropped = state_requests.told_states(found, video)
   assert [(state.value, state.caption) for state in kept] == [
     ("is sitting", 1),
-    ("on the kitchen floor", 1),
+    ("on the floor", 1),
     ("lying down", 3),
   ]
-  assert dropped == 1
+  assert dropped == 2
+
+
+def test_no_name_of_an_object_or_attribute_has_words_of_the_masked_caption_alone():
+  video = runs.parsed(runs.man())
+  found = [
+    ["the man who lies", "posture", "sitting", 1],
+    ["the man", "lying posture", "sitting", 1],
+    ["the sleeper", "posture", "sitting", 1],
+    ["the man", "kitchen posture", "sitting", 1],
+    ["the man", "posture", "sitting", 1],
+  ]
+  kept, dropped = state_requests.told_states(found, video)
+  assert [state.attribute for state in kept] == ["kitchen posture", "posture"] and dropped == 3

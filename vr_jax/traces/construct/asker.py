@@ -106,7 +106,7 @@ class Asker:
     """Uses a model, which `close` closes.
 
     identity: names the model; replies of another one are not used.
-    skips: whether single questions may stay unanswered.
+    skips: whether single replies may be unreadable, or single questions refused.
     """
     self._model, self._replies = model, replies
     self._identity, self._skips = identity, skips
@@ -115,8 +115,8 @@ class Asker:
     """Returns what each question reads in its reply; None if no reply could be read.
 
     Raises:
-      InputError: the budget is spent; a question has no answer after all retries, while `skips` is
-        off; or several have none and not one has. The endpoint is then at fault, not the question.
+      InputError: the budget is spent; a question has no answer after all retries, since that is the
+        endpoint's fault; or, while `skips` is off, not one of several replies can be read.
     """
     keys = [self._key(question) for question in questions]
     new = {
@@ -141,7 +141,7 @@ class Asker:
         f"{SECTION}.budget: is spent, {spent} questions of a chunk are left; the same command goes "
         "on, with as many again"
       )
-    if lost and (not self._skips or asked == lost > 1):
+    if lost:
       raise errors.InputError(
         f"{SECTION}: {lost} of {asked} questions have no answer, retries included (no connection, "
         "a time-out or an error of the server); once the endpoint answers, the same command goes on"

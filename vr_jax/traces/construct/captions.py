@@ -8,7 +8,9 @@ those of the simulator do, these hold.
 Reconstruction: captions of ShareGPT4Video are differential. Each but the first tells what happened
 between two neighbouring key frames, so with key frames k0, k1, … caption j lasts from k(j-1) to
 k(j), and the first is about the frame at k0. The format of `timestamp` and `keyframe` isn't
-published where this project could read it; what is not understood is an error, never a guess.
+published where this project could read it; what is not understood is an error, never a guess. A
+key frame behind the end of its span says that the unit of all key frames is another one, so it
+always stops the run while the unit isn't given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,10 @@ TOLERANCE = 0.05  # seconds that a key frame may lie outside of the captioned sp
 _NEAR = 1.0  # seconds between the first key frame and the start of its span, at most
 _CLOCK = re.compile(r"(?:(?:(\d{1,3}):)?(\d{1,2}):)?(\d{1,6}(?:[.,]\d{1,9})?)\s?s?")
 _RANGE = re.compile(r"\s*(.+?)\s*(?:-->|–|-|to)\s*(.+?)\s*")
+
+
+class UnitError(InputError):
+  """Key frames count in another unit than it was taken for, in all lines."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,12 +87,13 @@ def read(
 ) -> list[CaptionedVideo]:
   """Reads the usable lines of a caption file, or of all files that match a pattern.
 
-  keyframe_fps: frames a second that `keyframe` counts in; 0: key frames are seconds.
+  keyframe_fps: frames a second that `keyframe` counts in; 0: key frames are taken for seconds.
   even: whether captions without key frames divide the captioned span evenly.
   on_bad: called with file:line and the error of each line that can't be used; may raise the error.
 
   Raises:
-    InputError: the file can't be read or holds no lines; also what `on_bad` raises.
+    InputError: the file can't be read or holds no lines; key frames that are taken for seconds are
+      none (`UnitError`); also what `on_bad` raises.
   """
   videos, seen = [], {}
   files = annotations.find_files(path)
@@ -98,6 +105,8 @@ def read(
         raise InputError(f"{where}: field 'video_id': {video.id!r} is taken by {seen[key]}")
       seen[key] = where
       videos.append(video)
+    except UnitError:
+      raise
     except InputError as error:
       on_bad(where, error)
   return videos
@@ -125,7 +134,7 @@ def parse_record(value: Any, where: str, *, keyframe_fps: float, even: bool) -> 
     )
   frames = _key_frames(value.get("keyframe"), keyframe_fps, where)
   span = _span(value.get("timestamp"), where)
-  captions = _placed(entries, frames, span, even, where)
+  captions = _placed(entries, frames, span, even, where, knows_unit=keyframe_fps > 0)
   whole = span or records.Span(start=captions[0].start, end=captions[-1].end)
   _check(captions, whole, where)
   return CaptionedVideo(
@@ -175,6 +184,8 @@ def _placed(
   span: records.Span | None,
   even: bool,
   where: str,
+  *,
+  knows_unit: bool,
 ) -> tuple[Caption, ...]:
   """Gives each caption its time."""
   if any("start" in entry or "end" in entry for _, entry in entries):
@@ -192,7 +203,7 @@ def _placed(
       "span evenly with config.construct.even_times"
     )
   else:
-    edges = _absolute(frames, span, where)
+    edges = _absolute(frames, span, where, knows_unit=knows_unit)
     if len(edges) == len(entries):
       edges = [edges[0], *edges]  # the first caption is about the first frame alone
     elif len(edges) != len(entries) + 1:
@@ -205,26 +216,34 @@ def _placed(
   )
 
 
-def _absolute(frames: Sequence[float], span: records.Span | None, where: str) -> list[float]:
+def _absolute(
+  frames: Sequence[float], span: records.Span | None, where: str, *, knows_unit: bool
+) -> list[float]:
   """Key frames in seconds of the file. They may count from the start of the captioned span.
 
-  The first frame is always a key frame, so the first one tells what they count from.
+  The first frame is always a key frame, so what they count from is what brings it nearer to the
+  start of the span.
   """
   if span is None:
     return list(frames)
-  for offset in (0.0, span.start):
-    if abs(frames[0] + offset - span.start) <= _NEAR:
-      times = [max(frame + offset, span.start) for frame in frames]
-      if times[-1] > span.end + TOLERANCE:
-        raise InputError(
-          f"{where}: field 'keyframe': {times[-1]:g} s is behind the timestamp's end, "
-          f"{span.end:g} s; if they count frames, set config.construct.keyframe_fps"
-        )
-      return [min(time, span.end) for time in times]
-  raise InputError(
-    f"{where}: field 'keyframe': begins at {frames[0]:g} s, near neither 0 nor the timestamp's "
-    f"start, {span.start:g} s"
-  )
+  offset = min((0.0, span.start), key=lambda each: abs(frames[0] + each - span.start))
+  if abs(frames[0] + offset - span.start) > _NEAR:
+    raise InputError(
+      f"{where}: field 'keyframe': begins at {frames[0]:g} s, near neither 0 nor the timestamp's "
+      f"start, {span.start:g} s"
+    )
+  times = [max(frame + offset, span.start) for frame in frames]
+  if times[-1] > span.end + TOLERANCE:
+    problem = (
+      f"{where}: field 'keyframe': {times[-1]:g} s is behind the timestamp's end, {span.end:g} s"
+    )
+    if knows_unit:
+      raise InputError(problem)
+    raise UnitError(
+      f"{problem}; if they count frames, give config.construct.keyframe_fps; if they are seconds "
+      "and this line is bad, give 1"
+    )
+  return [min(time, span.end) for time in times]
 
 
 def _check(captions: Sequence[Caption], span: records.Span, where: str) -> None:

@@ -62,7 +62,8 @@ def _kind(question: future_questions.FutureQuestion, value: str) -> str:
 class ModelReviewer:
   """Asks a model.
 
-  guesses: at the answer of a question, blind and from the trace.
+  guesses: at the answer of a question, blind and from the trace; fewer where options have fewer
+    orders, with bounds that are the same fractions of them.
   blind_right: right blind guesses from which on a question is answerable blind.
   trace_right: right answers from the trace that are needed.
   """
@@ -87,8 +88,8 @@ class ModelReviewer:
     verdicts = []
     for question, replies in zip(questions, self._ask(requests), strict=True):
       right = choice_requests.count_right(replies, question)
-      if right >= self.blind_right:
-        verdict = ("answerable blind", f"{right} of {self.guesses} blind guesses are right")
+      if right * self.guesses >= self.blind_right * len(replies):
+        verdict = ("answerable blind", f"{right} of {len(replies)} blind guesses are right")
       else:
         verdict = _unread(replies)
       verdicts.append(verdict)
@@ -99,10 +100,10 @@ class ModelReviewer:
     verdicts = []
     for question, replies in zip(questions, self._ask(requests), strict=True):
       right = choice_requests.count_right(replies, question)
-      if right >= self.trace_right:
+      if right * self.guesses >= self.trace_right * len(replies):
         verdict = ("", "")
       else:
-        detail = f"{right} of {self.guesses} answers from the trace are right"
+        detail = f"{right} of {len(replies)} answers from the trace are right"
         verdict = ("not answerable from the trace", detail)
         verdict = _unread(replies) if _unread(replies)[0] else verdict
       verdicts.append(verdict)
