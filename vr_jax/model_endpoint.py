@@ -171,7 +171,7 @@ class Endpoint:
     self._sdk = _sdk(section, kind)
     self._section, self._kind, self._model, self._limits = section, kind, model, limits
     self._temperature = temperature
-    self._url = _check_url(section, base_url or URLS[kind])
+    self._url = check_url(section, base_url or URLS[kind])
     if not (key.isascii() and key.isprintable()) or " " in key:
       raise errors.InputError(
         f"{section}.key_variable: the key has characters that no key has "
@@ -416,8 +416,8 @@ def _is_transient(status: int) -> bool:
   return status in _TRANSIENT or status >= 500
 
 
-def _check_url(section: str, url: str) -> str:
-  """Returns the URL; raises InputError if it is malformed."""
+def check_url(section: str, url: str) -> str:
+  """Returns the URL; raises InputError, without it, if it is malformed or may hold a key."""
   try:
     parts = urllib.parse.urlsplit(url)
     fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

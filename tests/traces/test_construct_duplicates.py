@@ -122,16 +122,33 @@ def test_frames_are_read_once_and_bad_files_are_named(films, tmp_path, monkeypat
   folder.mkdir()
   (folder / "a.mp4").write_bytes((films / "1.mp4").read_bytes())
   (folder / "b.mp4").write_bytes(b"no video")
-  bad = ingest.BadInputs("skip")
+  bad, opened = ingest.BadInputs("skip"), []
+  extract = guarded_reader.extract_all
+  monkeypatch.setattr(
+    guarded_reader,
+    "extract_all",
+    lambda files, **how: (opened.append([path.name for path in files]), extract(files, **how))[1],
+  )
   first = frames(folder, "a.mp4", "b.mp4", cache=tmp_path / "c", on_bad=bad)
-  monkeypatch.setattr(guarded_reader, "extract_all", None)
   second = frames(folder, "a.mp4", "b.mp4", cache=tmp_path / "c", on_bad=bad)
+  assert opened == [["a.mp4", "b.mp4"], ["b.mp4"]]  # what was bad may be readable another time
   assert [f.to_json() for f in first] == [f.to_json() for f in second] and len(first) == 1
   assert [entry["where"].endswith("b.mp4") for entry in bad.entries] == [True, True]
   (file,) = (tmp_path / "c").iterdir()
   file.write_text("{}\n{}\n")
   with pytest.raises(errors.InputError, match="is damaged; remove it"):
     frames(folder, "a.mp4", "b.mp4", cache=tmp_path / "c", on_bad=bad)
+
+
+def test_a_video_that_was_bad_under_a_limit_is_read_with_a_higher_one(films, tmp_path):
+  bad = ingest.BadInputs("skip")
+
+  def read(limits):
+    return read_frames.read(films, ["0.mp4"], tmp_path, fps=1.0, limits=limits, on_bad=bad)
+
+  assert read(guarded_reader.DecodeLimits(processes=1, megapixels=0.001)) == []
+  assert len(bad.entries) == 1
+  assert len(read(guarded_reader.DecodeLimits(processes=1))) == 1 and len(bad.entries) == 1
 
 
 def test_noise_of_a_flat_picture_sets_no_bits():

@@ -10,7 +10,7 @@ import pytest
 from tests.rewards import judge_server
 from tests.traces import construct_runs as runs
 from vr_jax import errors
-from vr_jax.traces.construct import choice_requests, future_questions, stage, state_requests
+from vr_jax.traces.construct import asker, choice_requests, future_questions, stage, state_requests
 
 server = judge_server.fixture("TEST_KEY")
 
@@ -311,6 +311,15 @@ def test_two_options_need_as_large_a_fraction_of_right_guesses(server, tmp_path,
     write(config(server, captions, options=2), tmp_path)
   rows = runs.lines(tmp_path / "run" / "construct" / "rejected.jsonl")
   assert [row["detail"] for row in rows] == ["2 of 2 blind guesses are right"] * knows
+
+
+def test_replies_of_other_weights_in_the_same_directory_are_not_used(tmp_path):
+  section = runs.config(captions="c.jsonl", reader="local", model=str(tmp_path)).construct
+  (tmp_path / "model.safetensors").write_bytes(b"one")
+  one = asker.identity_of(section)
+  assert asker.identity_of(section) == one
+  (tmp_path / "model.safetensors").write_bytes(b"other")
+  assert asker.identity_of(section) != one
 
 
 def test_each_guess_sees_the_options_in_another_order():

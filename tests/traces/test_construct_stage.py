@@ -4,13 +4,17 @@ import dataclasses
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import moss_construct
 from tests.traces import construct_runs as runs
 from vr_jax import errors, main, recipe_config
 from vr_jax.data import annotations, examples, ingest
-from vr_jax.traces.construct import chunk_work, stage
+from vr_jax.traces.construct import assembly, chunk_work, stage, video_files
+from vr_jax.traces.construct import captions as captions_lib
+from vr_jax.worlds import captions as world_captions
+from vr_jax.worlds import render
 from vr_jax.worlds import write as worlds_write
 
 VIDEOS = 12
@@ -86,6 +90,72 @@ def test_a_killed_run_goes_on_with_the_chunks_that_are_left(whole, tmp_path, mon
   stage.write(made, tmp_path)
   assert (done, later) == ([0, 1], [2, 3])
   assert texts(tmp_path / "construct") == texts(whole / "construct")
+
+
+def test_chunks_are_done_again_where_the_videos_of_the_plan_moved(whole, tmp_path):
+  captions = whole / "construct-captions.jsonl"
+  videos = captions_lib.read(
+    captions, keyframe_fps=0.0, even=False, on_bad=ingest.BadInputs("stop")
+  )
+  (tmp_path / "chunks").mkdir()
+  worker = chunk_work.make_worker(runs.config(VIDEOS).construct, tmp_path)
+  for chunk in chunk_work.plan([*videos[:4], *videos[5:]], 3):  # one was missing
+    worker.work(chunk)
+  chunks = chunk_work.plan(videos, 3)
+  left = chunk_work.open_chunks(tmp_path, chunks)
+  assert [chunk.number for chunk in left] == [1, 2, 3]
+  for chunk in left:
+    worker.work(chunk)
+  assert not chunk_work.open_chunks(tmp_path, chunks)
+  done = [video.id for chunk in chunks for video in chunk_work.load(tmp_path, chunk)]
+  assert done == [video.id for video in videos]
+
+
+def test_a_copy_without_questions_does_not_move_the_videos_of_a_split(whole, tmp_path):
+  made = runs.config(VIDEOS)
+  captions = whole / "construct-captions.jsonl"
+  videos = captions_lib.read(
+    captions, keyframe_fps=0.0, even=False, on_bad=ingest.BadInputs("stop")
+  )
+  (tmp_path / "chunks").mkdir()
+  chunks = chunk_work.plan(videos, 16)
+  worker = chunk_work.make_worker(made.construct, tmp_path)
+  worker.work(chunks[0])
+  # Of each video there is a copy before it by name that no caption is about.
+  copies = {video.video: f"{-number}" for number, video in enumerate(videos)}
+  known = video_files.VideoKnowledge(
+    copies=copies, in_benchmark={}, compared=True, decontaminated=False
+  )
+  assembly.assemble(tmp_path, chunks, made, known, [])
+  for name in examples.SPLITS:
+    assert (tmp_path / f"{name}.jsonl").read_text() == (
+      whole / "construct" / f"{name}.jsonl"
+    ).read_text()
+
+
+def test_benchmarks_that_come_later_are_not_passed_over(tmp_path):
+  world = dataclasses.replace(runs.world(), height=64, width=64, fps=2)
+  records, folder, benchmarks = [], tmp_path / "videos", tmp_path / "benchmarks"
+  folder.mkdir()
+  benchmarks.mkdir()
+  for number in range(4):
+    scene, _ = worlds_write.sample_video(world, seed=8, index=number, questions=1)
+    place = folder if number < 3 else benchmarks
+    images = (frame.image for frame in render.iterate_frames(scene))
+    render.write_video(place / f"{number}.mp4", images, scene.fps)
+    rng = np.random.default_rng(number)
+    name = f"{number}.mp4"
+    records.append(world_captions.record(scene, name=str(number), video=name, rng=rng))
+  captions = runs.write(tmp_path / "c.jsonl", *records[:3])
+  made = runs.config(captions=str(captions), videos=str(folder), benchmarks=str(benchmarks))
+  stage.write(made, tmp_path / "run")
+  stage.write(made, tmp_path / "run")  # nothing is done
+  (benchmarks / "new.mp4").write_bytes((folder / "0.mp4").read_bytes())
+  with pytest.raises(errors.InputError, match="with another files of benchmarks; choose another"):
+    stage.write(made, tmp_path / "run")
+  stage.write(made, tmp_path / "other")
+  rejected = runs.lines(tmp_path / "other" / "construct" / "rejected.jsonl")
+  assert {r["record"]["video"] for r in rejected if r["reason"] == "in a benchmark"} == {"0.mp4"}
 
 
 def test_a_pipeline_of_beam_writes_the_same(whole, tmp_path):
@@ -169,6 +239,8 @@ def test_bad_lines_stop_in_one_line_or_are_counted(tmp_path, whole):
   stage.write(runs.config(captions=str(path), on_bad="skip"), tmp_path)
   bad = runs.lines(tmp_path / "construct" / "bad_records.jsonl")
   assert [entry["where"].rpartition(":")[2] for entry in bad] == ["9", "10"]
+  with pytest.raises(errors.InputError, match=r"left out parts of .*on_bad=skip"):
+    stage.write(runs.config(captions=str(path)), tmp_path)  # although all is written
   nothing = runs.write(tmp_path / "n.jsonl", "{}", "{}")
   with pytest.raises(errors.InputError, match=r"not one usable line is left; first, .*n\.jsonl:1"):
     stage.write(

@@ -1,5 +1,7 @@
 """A key in the place of its name is refused before anything is written, and is not repeated."""
 
+import itertools
+
 import pytest
 
 from tests.train import nano
@@ -31,6 +33,31 @@ def test_a_key_in_the_config_is_refused_and_neither_shown_nor_written(
   assert field.removeprefix("--") in shown.out + shown.err
   assert value not in shown.out + shown.err
   assert CANARY not in shown.out + shown.err
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("recipe", "mode", "field", "url"),
+  [
+    (recipe, mode, field, url)
+    for (recipe, mode, field), url in itertools.product(
+      [
+        ("moss_chatv:tiny", "construct", "--config.construct.base_url"),
+        ("videop2r:tiny", "data", "--config.judge.base_url"),
+        ("videop2r:tiny", "check", "--config.traces.base_url"),
+      ],
+      ["https://user:hush@host/v1", "https://host/v1?key=hush", "https://host/v1#hush"],
+    )
+  ],
+)
+def test_an_address_with_a_password_is_refused_and_neither_shown_nor_written(
+  tmp_path, capfd, recipe, mode, field, url
+):
+  words = ["vr-jax", f"--config={recipe}", f"--workdir={tmp_path / 'run'}", f"--mode={mode}"]
+  assert main.cli([*words, f"{field}={url}"]) == 2
+  shown = capfd.readouterr()
+  assert f"{field}: needs the form" in shown.out + shown.err
+  assert "hush" not in shown.out + shown.err
   assert not (tmp_path / "run").exists()
 
 

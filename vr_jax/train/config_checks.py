@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from vr_jax import config_fields, errors, optional_sections, schema
+from vr_jax import config_fields, errors, model_endpoint, optional_sections, schema
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.train import config_changes, paths, profiling, secrets, wandb_log
@@ -26,7 +26,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def problems(config: ml_collections.ConfigDict) -> Problems:
   """Yields the problems of single fields or, if there are none, those of their combinations."""
-  if keys := list(secrets.problems(config)):
+  if keys := [*secrets.problems(config), *_endpoints(config)]:
     yield from keys  # alone: other errors might repeat the key
     return
   recipe = registry.environment_class(config.recipe)
@@ -57,6 +57,14 @@ def problems(config: ml_collections.ConfigDict) -> Problems:
       f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), "
       "at most one -1"
     )
+
+
+def _endpoints(config: ml_collections.ConfigDict) -> Problems:
+  """Yields an error for each endpoint's address that is malformed, or holds a user or key."""
+  for name, value in config_changes.flatten(config.to_dict()).items():
+    if name.endswith(".base_url") and isinstance(value, str) and value:
+      section = f"--config.{name.removesuffix('.base_url')}"
+      yield from as_problems(functools.partial(model_endpoint.check_url, section, value))
 
 
 def _addresses(config: ml_collections.ConfigDict) -> Problems:

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from vr_jax import model_endpoint, records
+from vr_jax import errors, model_endpoint, records
 from vr_jax.models import registry
 from vr_jax.models.common import checkpoint, conversation
 from vr_jax.models.common import prompts as prompts_lib
@@ -48,6 +48,20 @@ def check(directory: Path, *, flag: str = "config.judge.model") -> None:
   family = registry.family_in(directory)
   family.read_config(directory / "config.json")
   family.load_tokenizer(directory)
+
+
+def describe_weights(directory: Path) -> tuple[str, ...]:
+  """Name, size and time of change of each file of weights: what is known of them unread.
+
+  Raises InputError if one can't be looked at.
+  """
+  try:
+    return tuple(
+      f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
+      for path in sorted(directory.glob("*.safetensors"))
+    )
+  except OSError as error:
+    raise errors.InputError(f"{directory}: cannot be read: {error.strerror}") from error
 
 
 class LocalModel:

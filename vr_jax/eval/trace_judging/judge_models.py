@@ -64,10 +64,7 @@ def local(directory: Path, *, reply_tokens: int) -> ModelSource:
     model = judge_local.LocalModel(directory, max_tokens=reply_tokens, flag="--model")
     return asking.LocalGrader(model)
 
-  weights = (
-    f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
-    for path in sorted(directory.glob("*.safetensors"))
-  )
+  weights = judge_local.describe_weights(directory)
   return ModelSource(
     connect=load, identity=("local", str(directory.resolve()), f"{reply_tokens} tokens", *weights)
   )

@@ -187,5 +187,13 @@ def connect(section: ml_collections.ConfigDict, directory: Path) -> Asker:
         max_tokens=section.max_tokens,
       ),
     )
-  identity = f"{section.reader} {section.model} {section.base_url}"
-  return Asker(model, replies, identity=identity, skips=section.on_bad == "skip")
+  return Asker(model, replies, identity=identity_of(section), skips=section.on_bad == "skip")
+
+
+def identity_of(section: ml_collections.ConfigDict) -> str:
+  """Names the model of config.construct: other weights in the same directory are another one."""
+  weights: tuple[str, ...] = ()
+  if section.reader == "local":
+    directory = Path(section.model)
+    weights = (str(directory.resolve()), *judge_local.describe_weights(directory))
+  return " ".join((section.reader, section.model, section.base_url, *weights))

@@ -41,11 +41,8 @@ def assemble(
   kept = [row for row in rows if not row["reason"]]
   lost = [video for video in videos if video.problem]
   lost += [v for v in videos if any(row["reason"] == "no verdict" for row in v.questions)]
-  if lost and config.construct.on_bad == "stop":
-    raise errors.InputError(
-      f"{output}: an earlier start left out parts of {len(lost)} videos, as of {lost[0].where}, "
-      "with config.construct.on_bad=skip; give it, or another config.construct.directory"
-    )
+  if lost:
+    check_complete(output, config, f"{len(lost)} videos, as of {lost[0].where}")
   bad = [*bad, *({"where": v.where, "problem": v.problem} for v in videos if v.problem)]
   atomic.write_json_lines(output / "bad_records.jsonl", bad)
   atomic.write_json_lines(output / "rejected.jsonl", [row for row in rows if row["reason"]])
@@ -68,6 +65,15 @@ def assemble(
   return summary
 
 
+def check_complete(output: Path, config: ml_collections.ConfigDict, lost: str) -> None:
+  """Raises InputError unless what an earlier start left out may be left out. lost: what it is."""
+  if config.construct.on_bad == "stop":
+    raise errors.InputError(
+      f"{output}: an earlier start left out parts of {lost}, with config.construct.on_bad=skip; "
+      "give it, or another config.construct.directory"
+    )
+
+
 def _filter_across(
   rows: Sequence[dict[str, Any]], known: video_files.VideoKnowledge, threshold: float
 ) -> None:
@@ -86,11 +92,17 @@ def _filter_across(
 def _split(
   kept: Sequence[Mapping[str, Any]], data: ml_collections.ConfigDict, copies: Mapping[str, str]
 ) -> Callable[[str], str]:
-  """Divides the videos by the rule, fractions and seed of ingestion; copies count as one video."""
-  names = sorted({copies.get(name, name) for name in (row["record"]["video"] for row in kept)})
+  """Divides the videos by the rule, fractions and seed of ingestion; copies count as one video.
+
+  The one that counts is the first by name that has a question.
+  """
+  first: dict[str, str] = {}
+  for name in sorted({row["record"]["video"] for row in kept}):
+    first.setdefault(copies.get(name, name), name)
+  names = sorted(first.values())
   train = 1 - data.validation_fraction - data.test_fraction
   shares = (train, data.validation_fraction, data.test_fraction)
   fractions: dict[str, float] = dict(zip(examples.SPLITS, shares, strict=True))
   parts = examples.split_videos(names, fractions, seed=data.split_seed)
   split_of = {video: split for split, part in parts.items() for video in part}
-  return lambda video: split_of[copies.get(video, video)]
+  return lambda video: split_of[first[copies.get(video, video)]]

@@ -187,18 +187,33 @@ def plan(videos: Sequence[captions_lib.CaptionedVideo], size: int) -> list[Capti
 
 
 def open_chunks(output: Path, chunks: Sequence[CaptionChunk]) -> list[CaptionChunk]:
-  """Returns the chunks that are not done yet."""
-  return [chunk for chunk in chunks if not (output / "chunks" / chunk.name).is_file()]
+  """Returns the chunks that are not done yet.
+
+  One that was done with other videos is not: a file that was missing or bad at an earlier start
+  moves the videos behind it to other places.
+
+  Raises InputError if a file is damaged.
+  """
+  return [
+    chunk
+    for chunk in chunks
+    if not (output / "chunks" / chunk.name).is_file()
+    or _videos(load(output, chunk)) != _videos(chunk.videos)
+  ]
+
+
+def _videos(
+  videos: Sequence[ConstructedVideo] | Sequence[captions_lib.CaptionedVideo],
+) -> list[tuple[str, str, str]]:
+  return [(video.id, video.video, video.where) for video in videos]
 
 
 def load(output: Path, chunk: CaptionChunk) -> list[ConstructedVideo]:
-  """Reads a chunk's file. Raises InputError if it is damaged or of other videos."""
+  """Reads a chunk's file. Raises InputError if it is damaged."""
   path = output / "chunks" / chunk.name
   try:
     lines = [plain_json.parse(line) for line in path.read_bytes().split(b"\n") if line]
     found = [_from_json(line) for line in lines]
-    if [(video.id, video.where) for video in found] != [(v.id, v.where) for v in chunk.videos]:
-      raise ValueError("of other videos")
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.InputError(
       f"{path}: is damaged; remove it, and the same command goes on"

@@ -1,7 +1,8 @@
 """Reads the frames of videos once, and keeps what `frame_hashes` needs of them.
 
 Results are written batch by batch, so an interrupted run decodes no video again but those of the
-batch that was in progress.
+batch that was in progress. A bad video is not kept: it is tried again at each start, as more time
+or memory may be what it needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,35 +43,41 @@ def read(
     for start in range(0, len(names), _BATCH):
       batch = names[start : start + _BATCH]
       path = cache / f"{_batch_key(videos, batch, fps)}.jsonl"
-      if not path.is_file():
+      known = _load(path, batch) if path.is_file() else {}
+      new, problems = _read_batch(
+        videos, [each for each in batch if each not in known], fps, limits
+      )
+      if new:
+        known |= new
         cache.mkdir(parents=True, exist_ok=True)
-        atomic.write_json_lines(path, _read_batch(videos, batch, fps, limits))
-      for name, value in zip(batch, _load(path, len(batch)), strict=True):
-        if isinstance(value, str):
-          on_bad(str(videos / name), InputError(value))
+        atomic.write_json_lines(path, [frames.to_json() for frames in known.values()])
+      for name in batch:
+        if name in known:
+          found.append(known[name])
         else:
-          found.append(value)
+          on_bad(str(videos / name), problems[name])
       tick(start + len(batch))
   return found
 
 
 def _read_batch(
   videos: Path, names: Sequence[str], fps: float, limits: guarded_reader.DecodeLimits
-) -> list[dict]:
-  """A line for each video: its frames, or {"problem"}."""
+) -> tuple[dict[str, frame_hashes.FrameHashes], dict[str, InputError]]:
+  """The frames of each good video, and the error of each bad one, by name."""
+  good, problems = {}, {}
+  if not names:
+    return good, problems
   paths = [videos / name for name in names]
   results = guarded_reader.extract_all(
     paths, fps=fps, quality=_QUALITY, max_side=_MAX_SIDE, limits=limits
   )
-  lines = []
   for name, result in zip(names, results, strict=True):
     if isinstance(result, InputError):
-      lines.append({"problem": str(result)})
+      problems[name] = result
     else:
       times = result.timestamps.tolist()
-      frames = frame_hashes.of_jpegs(name, result.jpegs, times, result.duration)
-      lines.append(frames.to_json())
-  return lines
+      good[name] = frame_hashes.of_jpegs(name, result.jpegs, times, result.duration)
+  return good, problems
 
 
 def _batch_key(videos: Path, names: Sequence[str], fps: float) -> str:
@@ -86,15 +93,13 @@ def _batch_key(videos: Path, names: Sequence[str], fps: float) -> str:
   return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _load(path: Path, count: int) -> list[frame_hashes.FrameHashes | str]:
+def _load(path: Path, names: Sequence[str]) -> dict[str, frame_hashes.FrameHashes]:
+  """What is kept of a batch, by name. Raises InputError if the file is damaged."""
   try:
     values = [plain_json.parse(line) for line in path.read_bytes().split(b"\n") if line]
-    found = [
-      str(value["problem"]) if "problem" in value else frame_hashes.from_json(value)
-      for value in values
-    ]
-    if len(found) != count:
-      raise ValueError("another number of videos")
+    found = {frames.name: frames for frames in map(frame_hashes.from_json, values)}
+    if not found or not found.keys() <= set(names):
+      raise ValueError("other videos")
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(f"{path}: is damaged; remove it, and its videos are read again") from error
   return found

@@ -19,7 +19,7 @@ import numpy as np
 from vr_jax import atomic, errors, plain_json, schema
 from vr_jax.data import annotations, ingest, trace_store
 from vr_jax.traces import beam as traces_beam
-from vr_jax.traces.construct import assembly, beam, chunk_work, video_files
+from vr_jax.traces.construct import asker, assembly, beam, chunk_work, video_files
 from vr_jax.traces.construct import captions as captions_lib
 from vr_jax.train import console
 from vr_jax.worlds import captions as world_captions
@@ -52,7 +52,10 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
     output, _about(config, source), field="config.construct.directory", what="questions"
   )
   if (output / assembly.SUMMARY).is_file():
-    _print_counts(_read_summary(output), output)
+    summary = _read_summary(output)
+    if lost := summary["bad_records"] + summary["rejected"].get("no verdict", 0):
+      assembly.check_complete(output, config, f"the captions ({lost} lines, videos or questions)")
+    _print_counts(summary, output)
     return
   bad = ingest.BadInputs(section.on_bad)
   videos = captions_lib.read(
@@ -180,7 +183,12 @@ def _about(config: ml_collections.ConfigDict, source: Path) -> dict[str, Any]:
   hashes = [_hash(path) for path in annotations.find_files(source)]
   kept = {name: value for name, value in section.items() if name not in _HOW}
   split = (data.validation_fraction, data.test_fraction, data.split_seed)
-  return {**kept, "captions": hashes, "split": list(split)}
+  about = {**kept, "captions": hashes, "split": list(split)}
+  if section["benchmarks"]:
+    about["files of benchmarks"] = video_files.describe_benchmarks(Path(section["benchmarks"]))
+  if section["reader"] == "local":
+    about["weights"] = asker.identity_of(config.construct)
+  return about
 
 
 def _hash(path: Path) -> str:

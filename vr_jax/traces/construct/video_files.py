@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import ml_collections
@@ -60,12 +62,7 @@ def look(
   frames = _read(folder, sorted({video.video for video in placed}), config, cache, bad)
   found, benchmarks = {}, Path(section.benchmarks)
   if section.benchmarks:
-    foreign_records.check_place(benchmarks, "config.construct.benchmarks")
-    names = [name for name in video_file.find(benchmarks) if _is_video(name)]
-    if not names:
-      raise errors.InputError(
-        f"--config.construct.benchmarks={benchmarks}: holds no videos ({', '.join(_SUFFIXES)})"
-      )
+    names = _find_benchmarks(benchmarks)
     known = _read(benchmarks, names, config, cache, ingest.BadInputs("stop"))
     index = frame_hashes.HashedFrames(
       known, similarity=section.frame_similarity, share=section.frame_share
@@ -81,6 +78,26 @@ def look(
     compared=True,
     decontaminated=bool(section.benchmarks),
   )
+
+
+def describe_benchmarks(folder: Path) -> str:
+  """A digest of names and sizes of the benchmarks' videos. Raises InputError if there are none."""
+  try:
+    facts = [[name, (folder / name).stat().st_size] for name in _find_benchmarks(folder)]
+  except OSError as error:
+    raise errors.InputError(f"{folder}: cannot be read: {error.strerror}") from error
+  content = json.dumps(facts).encode("utf-8", "surrogatepass")
+  return f"{len(facts)} videos, {hashlib.sha256(content).hexdigest()}"
+
+
+def _find_benchmarks(folder: Path) -> list[str]:
+  foreign_records.check_place(folder, "config.construct.benchmarks")
+  names = [name for name in video_file.find(folder) if _is_video(name)]
+  if not names:
+    raise errors.InputError(
+      f"--config.construct.benchmarks={folder}: holds no videos ({', '.join(_SUFFIXES)})"
+    )
+  return names
 
 
 def _is_video(name: str) -> bool:
