@@ -3,7 +3,8 @@
     python -m benchmarks.step_distances [--seed=901] [--scenes=120] [--pretrained=DIR]
 
 Traces about simulated scenes are written from the scene's states in one of eight wordings, and
-spoiled: values replaced by wrong ones, steps padded, repeated or swapped. Each is scored by the
+spoiled: values replaced by wrong ones, steps padded, repeated or swapped. Others know nothing of
+the scene: they say that every value holds all the time, or at each time. Each is scored by the
 process reward against the reference, in another or in the same wording, with each distance of
 config.env.step_distance and both alignments. The truth is `trace_consistency`, which reads the
 claims of a trace and compares them with the states. It shares its parser with the distance
@@ -17,6 +18,7 @@ Prints a Markdown table a metric: means over scenes ± half their 95 % interval.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import itertools
 from pathlib import Path
 import sys
 
@@ -99,6 +101,7 @@ def make_scenario(seed: int, index: int) -> Scenario:
     "copy, each step twice": [step for step in reference for _ in range(2)],
     "copy, reversed": reference[::-1],
     "padding alone": [PADDING[cell % len(PADDING)] for cell in cells],
+    **_ignorant(plan.asked, [cell * scene.dwell for cell in cells]),
   }
   states = truth.states(scene)
   return Scenario(
@@ -119,6 +122,30 @@ def _spoil(rng: np.random.Generator, facts: Sequence[wording.Fact]) -> list[word
     )
     for fact in facts
   ]
+
+
+def _ignorant(asked: truth.Asked, times: Sequence[float]) -> dict[str, list[str]]:
+  """Traces that say every value of what is asked about, so that one of them is right at each time.
+
+  One value a step, for the whole video or for each time alone; or all in one step for each time.
+  """
+  facts = [
+    [wording.Fact(object=name, attribute=attribute, value=v) for v in WORLD.values(attribute)]
+    for name, attribute in asked
+  ]
+  each_time = [
+    wording.step(0, time, told, future=False)
+    for time in times
+    for told in itertools.product(*facts)
+  ]
+  always = f"From {times[0]:g}s to {times[-1]:g}s,"
+  return {
+    "every value, all the time": [f"{always}{step.partition(',')[2]}" for step in each_time],
+    "every value at each time": each_time,
+    "every value in one step": [
+      wording.step(0, time, [*itertools.chain(*facts)], future=False) for time in times
+    ],
+  }
 
 
 def _pad(steps: Sequence[str]) -> list[str]:
@@ -176,6 +203,9 @@ METRICS: Mapping[str, Callable[[Scenario, Mapping[str, float]], float]] = {
   "copy, each step twice": lambda _, r: r["copy, each step twice"],
   "copy, reversed": lambda _, r: r["copy, reversed"],
   "padding alone": lambda _, r: r["padding alone"],
+  "every value, all the time": lambda _, r: r["every value, all the time"],
+  "every value at each time": lambda _, r: r["every value at each time"],
+  "every value in one step": lambda _, r: r["every value in one step"],
   "gain of half wrong by padding": lambda _, r: r["half wrong, padded"] - r["half wrong"],
   "gain of half wrong by right steps three times": lambda _, r: (
     r["half wrong, right steps three times"] - r["half wrong"]

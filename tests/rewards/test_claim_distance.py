@@ -31,7 +31,8 @@ def distance(reference, generated):
     ("At 0s, the circle is large.", 1.0),
     ("At 0.5s, the circle is red.", 0.25),  # 0.5 s of 2 s away
     ("At 2s, the circle is red.", 1.0),
-    ("From 0s to 4s the circle is red.", 0.0),  # overlaps
+    ("From 0s to 4s the circle is red.", 1.0),  # overlaps, but says more than was seen
+    ("From 0s to 1s the circle is red.", 0.5),  # ends 1 s of 2 s later
     ("At 0s, the circle is red and large.", 1 / 3),  # precision 1/2, recall 1
     ("At 0s, the circle is red and red.", 0.0),  # said twice, counts once
     ("At 0s, the circle is red and green.", 1 / 3),  # hedging
@@ -62,7 +63,13 @@ def plain_distance(reference, generated):
   def match(a, b):
     if (a.object, a.attribute, a.value, a.denied) != (b.object, b.attribute, b.value, b.denied):
       return 0.0
-    return max(0.0, 1 - max(0.0, a.start - b.end, b.start - a.end) / 2.0)
+    # How far a point of one time may be from the other; that of an interval's end is the most.
+    far = max(
+      abs(point - min(max(point, other.start), other.end))
+      for one, other in ((a, b), (b, a))
+      for point in (one.start, one.end)
+    )
+    return max(0.0, 1 - far / 2.0)
 
   ref, gen = set(claims.read_claims([reference])), set(claims.read_claims([generated]))
   if not ref or not gen:
@@ -73,11 +80,11 @@ def plain_distance(reference, generated):
 
 
 CLAUSES = strategies.builds(
-  "the {} {} {} at {}s".format,
+  "the {} {} {} {}".format,
   strategies.sampled_from(["circle", "star", "circle and the star"]),
   strategies.sampled_from(["is", "is not"]),
   strategies.sampled_from(["red", "green and large", "hidden", "at the top left"]),
-  strategies.sampled_from([0, 1, 2, 2.5, 7]),
+  strategies.sampled_from(["at 0s", "at 1s", "at 2.5s", "at 7s", "from 0s to 1s", "from 2s to 7s"]),
 )
 SENTENCES = strategies.lists(CLAUSES, min_size=1, max_size=4).map("; ".join)
 
@@ -111,3 +118,15 @@ def test_a_right_paraphrase_earns_all_and_one_wrong_value_costs_more_than_by_rou
   )
   assert ours[0] == 1 and rouge[0] < rouge[1]
   np.testing.assert_allclose(ours[1], np.exp(-1 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("alignment", ["subsequence", "naive"])
+def test_claims_for_the_whole_video_earn_no_more_than_wrong_ones(alignment):
+  values = ("inside", "outside", "inside", "outside", "inside")
+  reference = [f"At {2 * i}s, the circle is {value} the box." for i, value in enumerate(values)]
+  wide = [f"From 0s to 10s, the circle is {value} the box." for value in values]
+  replies = [f"<think>{' '.join(trace)}</think>" for trace in (reference, wide)]
+  scored = process.process_reward(
+    replies, [reference] * 2, alignment=alignment, distance=DISTANCE
+  ).reward
+  np.testing.assert_allclose(scored, [1, np.exp(-1)], rtol=1e-6)

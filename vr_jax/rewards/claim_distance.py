@@ -55,11 +55,13 @@ class StepKey:
 class ClaimDistance:
   """1 - soft F1 over the claims of two steps.
 
+      gap(a, b)   = max(|start of a - start of b|, |end of a - end of b|)
       match(a, b) = max(0, 1 - gap / seconds)   for claims of the same content, else 0
       recall      = mean over the reference's claims of their best match
       precision   = mean over the generated step's claims of their best match
 
-  The gap is the time between the end of one claim and the start of the other, 0 where they meet. A
+  The gap is the Hausdorff distance of the two times. So a claim for the whole video doesn't match
+  those for instants in it: else "from 0s to 10s" would make any value right that ever occurs. A
   claim that a step repeats counts once. A wrong value, object or attribute matches nothing, so a
   step with one wrong claim alone has the distance 1, where ROUGE sees most of its words.
 
@@ -99,7 +101,7 @@ class ClaimDistance:
     ) -> Float[np.ndarray, "pairs ref gen"]:
       ref, gen = ref[:, :, None], gen[:, None]
       valid = (ref != ragged_batches.PAD) & (gen != ragged_batches.PAD)
-      gap = np.maximum(0, np.maximum(start[ref] - end[gen], start[gen] - end[ref]))
+      gap = np.maximum(np.abs(start[ref] - start[gen]), np.abs(end[ref] - end[gen]))
       same = valid & (content[ref] == content[gen])
       return np.where(same, np.maximum(0, 1 - gap / self.seconds), 0)
 
