@@ -17,6 +17,7 @@ of frames than FFmpeg's command finds; and the violations. Exit code 1 after a v
 is a directory for those files. Needs imageio-ffmpeg, as the tests do.
 """
 
+import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -28,9 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, cast
+from typing import Any
 
-from absl import flags
 import imageio_ffmpeg
 
 from benchmarks import damage
@@ -175,22 +175,38 @@ def run(container: str, files: int, *, seed: int = 0, keep: Path | None = None) 
   }
 
 
+def _read_containers(text: str) -> list[str]:
+  """The value of --only."""
+  names = text.split(",")
+  if unknown := [name for name in names if name not in CONTAINERS]:
+    raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {','.join(CONTAINERS)}")
+  return names
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs the containers and prints a JSON line for each."""
-  values = flags.FlagValues()
-  files = flags.DEFINE_integer("files", 2000, "Files of each container.", flag_values=values)
-  seed = flags.DEFINE_integer("seed", 0, "Seed of the damages.", flag_values=values)
-  only = flags.DEFINE_list("only", list(CONTAINERS), "Which containers.", flag_values=values)
-  keep = flags.DEFINE_string("keep", None, "Directory for bad files.", flag_values=values)
-  values(argv)
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.fuzz_videos",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--files", type=int, default=2000, help="files of each container")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the damages")
+  parser.add_argument(
+    "--only",
+    type=_read_containers,
+    default=[*CONTAINERS],
+    help=f"containers, with commas between them, of {','.join(CONTAINERS)}",
+  )
+  parser.add_argument("--keep", type=Path, help="directory for files that are violations")
+  options = parser.parse_args(argv)
   violations = 0
-  for container in cast(list[str], only.value):
-    where = Path(keep.value) if keep.value else None
-    outcome = run(container, cast(int, files.value), seed=cast(int, seed.value), keep=where)
+  for container in options.only:
+    outcome = run(container, options.files, seed=options.seed, keep=options.keep)
     violations += len(outcome["violations"])
     print(json.dumps(outcome), flush=True)
   return 1 if violations else 0
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  sys.exit(main(sys.argv[1:]))
