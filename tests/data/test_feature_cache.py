@@ -227,7 +227,8 @@ def test_the_name_of_a_clip_says_which_frames_in_which_order_and_what_they_hold(
   )
   turned = dataclasses.replace(clip, frame_indices=clip.frame_indices[::-1])
   store = type(store)(ingested.output / "frames")
-  store._checksums = store._checksums + np.uint32(1)
+  index = store._index
+  store._index = dataclasses.replace(index, checksums=index.checksums + np.uint32(1))
   redrawn = dataclasses.replace(clip, store=store)
   names = [feature_cache.entry_name(c) for c in (clips[0], clip, fewer, turned, redrawn)]
   assert len(set(names)) == 5

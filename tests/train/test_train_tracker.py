@@ -1,11 +1,8 @@
 """A SAM2 that is trained from nothing: first single pictures, then clips."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vr_jax.models import sam2
-from vr_jax.models.sam2 import losses, parameters
 from vr_jax.train import train_tracker
 
 SIDE = 64
@@ -37,17 +34,3 @@ def test_single_pictures_come_first_and_are_learnt():
   assert [each.step for each in seen] == list(range(1, 21))
   first, last = (np.mean([each.loss for each in part]) for part in (seen[:5], seen[-5:]))
   assert last < 0.8 * first
-
-
-def test_a_picture_is_segmented_as_the_first_frame_of_a_clip_is():
-  config = sam2.smallest(SIDE)
-  params = parameters.initialise(config, seed=1)
-  rng = np.random.default_rng(0)
-  sampled = train_tracker.sample_clips([moving_square(0)], SIDE, rng, clips=1, length=2)
-  clip = jax.tree.map(jnp.asarray, sampled)
-  picture = clip._replace(pixels=clip.pixels[:, :1], masks=clip.masks[:, :1])
-  whole = losses.track_clip(params, config, clip)
-  alone = losses.track_clip(params, config, picture)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a[:1], b, atol=1e-5, rtol=1e-5), whole, alone
-  )
