@@ -247,6 +247,8 @@ def test_a_short_video_inside_of_a_long_one_is_found_whichever_is_the_benchmarks
       [one], similarity=0.7, share=0.5
     ).find(same)
   assert not frame_hashes.HashedFrames([other], similarity=0.7, share=0.5).find(long)
+  still = hashed("d", [25] * 40)  # is like one of the other's three frames, however often
+  assert not frame_hashes.HashedFrames([other], similarity=0.7, share=0.5).find(still)
 
 
 def test_only_frames_of_the_captioned_span_are_compared(films, tmp_path):
