@@ -195,7 +195,8 @@ def _choose(
     split, example = same[0]
     if shown and shown != example.shown:
       return dataclasses.replace(example, shown=shown), "as --shown says"
-    return example, f"as in question {example.id} of the run's {split} split"
+    options = ", with its options" if example.options and not asked.options else ""
+    return example, f"as in question {example.id} of the run's {split} split{options}"
   spans = sorted({(each.shown.start, each.shown.end) for _, each in questions})
   if not shown and len(spans) > 1:
     listed = ", ".join(f"{start:g},{end:g}" for start, end in spans[:_LISTED])

@@ -16,7 +16,7 @@ METRIC = "frac_reward_zero_std"
 _FIRST = 3  # steps in a row after which a line is printed; again after 10 times as many, and so on
 _MOST = 0.9  # fraction of a run's steps from which on its summary has a sentence
 _CURE = (
-  "ask easier or harder questions, train a warm start first (config.sft.steps), raise "
+  "ask easier or harder questions, train a longer warm start (config.sft.steps), raise "
   "config.rl.temperature or config.rl.num_generations, or add a reward that differs more"
 )
 
