@@ -21,7 +21,7 @@ from PIL import Image
 import pytest
 
 from tests.data import annotation_files, ffmpeg, videos
-from vr_jax.data import guarded_reader, ingest, picture_file, video_file
+from vr_jax.data import decode_worker, guarded_reader, ingest, picture_file, video_file
 from vr_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,14 +34,18 @@ def read(*paths, **limits):
 
 
 def workers(parent: int) -> list[int]:
-  """Ids of the living processes that a process has started, or that its end left behind."""
+  """Ids of the living readers that a process has started, or that its end left behind.
+
+  A worker of these tests has other children, too: what other files' tests have started.
+  """
   found = []
   for path in Path("/proc").glob("[0-9]*/stat"):
     try:
       state, parent_of_it = path.read_text().rpartition(")")[2].split()[:2]
+      command = path.with_name("cmdline").read_bytes()
     except OSError:  # it has just ended
       continue
-    if int(parent_of_it) == parent and state != "Z":
+    if int(parent_of_it) == parent and state != "Z" and decode_worker.__name__.encode() in command:
       found.append(int(path.parent.name))
   return found
 
