@@ -17,6 +17,7 @@ from vr_jax.eval.benchmarks import asked_items, protocols, reply_store
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import preemption, processes
 from vr_jax.rollout import decode_replies
+from vr_jax.rollout import play as play_lib
 from vr_jax.train import batching, experience, run_context, vision_features
 
 # Prompts of benchmarks are longer and shorter than those that a recipe's programs are compiled for.
@@ -160,11 +161,22 @@ def ask_chunk(asker: asked_items.ItemAsker, items: Sequence[benchmark_item.Item]
   for item in items:
     try:
       made = asker.ask(item)
-      asker.context.builder.batch([made])  # raises if it does not fit
+      _check_fits(asker.context, made)
       asked.append(made)
     except errors.InputError as error:
       failed.append(reply_store.StoredReply(id=item.id, problem=str(error)))
   return asked, failed
+
+
+def _check_fits(context: run_context.RunContext, item: batching.BatchItem) -> None:
+  """Raises InputError if a prompt is larger than the largest buckets."""
+  model = context.config.model
+  context.processor.sizes(
+    [item.encoded],
+    prefix_buckets=model.prefix_buckets,
+    frame_buckets=model.frame_buckets,
+    patch_buckets=play_lib.prompt_patch_buckets(context.config),
+  )
 
 
 def _first_that_fits(
