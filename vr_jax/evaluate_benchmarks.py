@@ -42,7 +42,6 @@ from vr_jax.data.benchmark_sets import registry
 from vr_jax.eval import report
 from vr_jax.eval.benchmarks import protocols, reply_store, score_table
 from vr_jax.parallel import cluster_flags
-from vr_jax.train import config_changes
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
@@ -305,17 +304,6 @@ def fingerprint(directory: Path | None) -> str:
   return digest.hexdigest()[:16]
 
 
-def asking_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The fields of a config that a reply depends on, by dotted name."""
-  flat = config_changes.flatten(config.to_dict())
-  sections = ("model.", "env.", "turns.", "mesh")
-  names = ("seed", "recipe", "eval.batch_size", "eval.temperature", "rl.max_new_tokens", "rl.top_p")
-  data = ("fps", "frames", "sampling", "min_frames", "max_frames", "required_frames", "quality")
-  names += tuple(f"data.{name}" for name in (*data, "max_side"))
-  kept = {name: value for name, value in flat.items() if name.startswith(sections) or name in names}
-  return _as_json({name: value for name, value in kept.items() if not name.endswith("_buckets")})
-
-
 def _as_json(value: Any) -> Any:
   """Dataclasses as objects, tuples as lists."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -332,6 +320,7 @@ def _play(
   protocol: protocols.Protocol,
   items: Sequence[benchmark_item.Item],
 ) -> None:
+  from vr_jax.eval import stage
   from vr_jax.eval.benchmarks import asked_items, frame_cache, play_items
   from vr_jax.parallel import processes
   from vr_jax.train import console, paths
@@ -349,7 +338,14 @@ def _play(
     },
     "policy": policy,
     "weights": weights,
-    "config": asking_fields(context.config),
+    # To how much prompts are padded changes nothing.
+    "config": _as_json(
+      {
+        name: value
+        for name, value in stage.evaluation_fields(context.config).items()
+        if not name.endswith("_buckets")
+      }
+    ),
     "prompts": _hash([_prompt_text(protocol, item) for item in items]),
     "questions": _hash_questions(items),
     "files": _hash(_files(root, protocol, items)),

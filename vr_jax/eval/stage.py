@@ -87,7 +87,7 @@ def _evaluate(
   step = 0 if where is None else initialization.last_step(context, where)
   path = workdir / "eval" / f"{name}.json"
   made_of = hashlib.sha256(
-    json.dumps([_fields(context.config), str(where), step], sort_keys=True).encode()
+    json.dumps([evaluation_fields(context.config), str(where), step], sort_keys=True).encode()
   ).hexdigest()
   if processes.all_min(int(_is_complete(path, made_of))):
     return
@@ -111,7 +111,7 @@ def _evaluate(
   atomic.write_json_lines(path, [{**about, **measured}])
 
 
-def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def evaluation_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The fields that an evaluation of a given checkpoint depends on, by dotted name."""
   flat = config_changes.flatten(config.to_dict())
   declared = config_changes.declared_fields(config.recipe)
