@@ -347,6 +347,13 @@ class RlSection(LoopSection):
     "compute differently.",
     "(0, inf)",
   )
+  mismatch_warning: float = field(
+    0.1,
+    "Mean difference of sampler's and trainer's log-probs, in nats a token, above which a line "
+    "warns: at the first such step, the 10th, the 100th and so on. 0: never.",
+    "[0, inf)",
+    change="any time",
+  )
 
   eval_every: int = field(
     0,

@@ -85,10 +85,16 @@ def test_at_learning_rate_zero_every_ratio_is_one_and_kl_is_zero(context, params
     state, metrics = step(state, prompt, rollout, advantages, signal, old, reference)
     assert abs(metrics["policy_ratio"] - 1) < TOLERANCE
     assert abs(metrics["sampling/importance_sampling_ratio/mean"] - 1) < TOLERANCE
+    assert metrics["sampling/sampling_logp_difference/p99"] < TOLERANCE
+    assert metrics["sampling/k3"] < TOLERANCE
     assert metrics["kl"] < TOLERANCE
     assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
     assert metrics["loss_tokens"] == np.asarray(train_step.action_mask(rollout)).sum()
     assert metrics["grad_norm"] > 0
+  wrong = dataclasses.replace(rollout, log_probs=rollout.log_probs - 0.3)
+  state, metrics = step(state, prompt, wrong, advantages, signal, reference, reference)
+  assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.3, abs=1e-4)
+  assert metrics["sampling/k3"] == pytest.approx(np.exp(0.3) - 1.3, abs=1e-4)
   for moved, kept in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
     np.testing.assert_array_equal(moved, kept)
 

@@ -161,6 +161,13 @@ def test_every_line_tells_how_training_goes_and_where_its_time_went(untouched):
   ratios = {
     "policy_ratio",
     "sampling/importance_sampling_ratio/mean",
+    "sampling/k3",
+    "sampling/reply_k3",
+    *(
+      f"sampling/{of}_logp_difference/{what}"
+      for of in ("sampling", "reply")
+      for what in ("mean", "p99")
+    ),
     "sampling/tis_capped_fraction",
     "clip_ratio/low_mean",
     "clip_ratio/high_mean",

@@ -20,6 +20,7 @@ SMOOTH_FROM = 24  # points; shorter curves get no moving average
 SUBJECTS = (
   ("Reward", r"^rewards?[/_]"),  # whatever the reward's name is
   ("Speed and memory", r"^perf/|time|second|per_s|tokens/s|memory|byte|throughput"),
+  ("Optimisation", r"^sampling/"),
   ("Reward", r"reward|advantage|signal"),
   ("Quality of replies", r"accuracy|consistency|mismatch|reply|length|entropy"),
   ("Optimisation", r""),

@@ -262,6 +262,13 @@ def print_note(text: str) -> None:
     _write(text, sys.stderr)
 
 
+def is_power_of_ten(count: float) -> bool:
+  """Whether count is 1, 10, 100, …: when to print a line again about something that recurs."""
+  while count > 1:
+    count /= 10
+  return count == 1
+
+
 def _write(line: str, where: io.TextIOBase | TextIO) -> None:
   """Writes a line at once. `print` writes its end separately, and Ctrl-C might come between.
 

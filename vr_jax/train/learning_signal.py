@@ -31,10 +31,7 @@ class SignalWatch:
   def note(self, step: int, values: Mapping[str, float]) -> None:
     """Takes the metrics of a step."""
     self.in_a_row = self.in_a_row + 1 if values.get(METRIC) == 1 else 0
-    tens = self.in_a_row / _FIRST
-    while tens > 1:
-      tens /= 10
-    if tens == 1 and self.estimator != "gae":
+    if console.is_power_of_ten(self.in_a_row / _FIRST) and self.estimator != "gae":
       console.print_note(
         f"rl {step}: in the last {self.in_a_row} steps all replies of each group earned the same, "
         f"so there was nothing to learn; look at rollouts/, then {_CURE}"

@@ -42,7 +42,28 @@ MEANINGS: Mapping[str, str] = {
     "is set."
   ),
   "sampling/importance_sampling_ratio/mean": (
-    "Mean ratio of the trainer's probability of a token to the sampler's."
+    "Mean ratio of the trainer's probability of a token to the sampler's. Its expectation is 1 "
+    "however much they differ."
+  ),
+  "sampling/sampling_logp_difference/mean": (
+    "Mean absolute difference of a token's log-prob between trainer and sampler."
+  ),
+  "sampling/sampling_logp_difference/p99": (
+    "What that difference exceeds for at most 1 % of the tokens, rounded up by at most 9.1 %."
+  ),
+  "sampling/k3": (
+    "Mean of ratio - 1 - log(ratio) over tokens, the ratio being trainer's probability over "
+    "sampler's: an estimate of the KL divergence of the trainer from the sampler."
+  ),
+  "sampling/reply_logp_difference/mean": (
+    "Mean absolute difference of a whole reply's log-prob between trainer and sampler."
+  ),
+  "sampling/reply_logp_difference/p99": (
+    "What that difference exceeds for at most 1 % of the replies, rounded up by at most 9.1 %."
+  ),
+  "sampling/reply_k3": (
+    "Mean of ratio - 1 - log(ratio) over replies, with the ratios of whole replies; a log(ratio) "
+    "above 20 counts as 20."
   ),
   "sampling/tis_capped_fraction": (
     "Fraction of tokens whose importance weight is cut at rl.tis_cap."

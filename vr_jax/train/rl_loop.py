@@ -29,6 +29,7 @@ from vr_jax.train import (
   learning_signal,
   local_copies,
   metrics,
+  mismatch_watch,
   profiling,
   rollout_log,
   run_context,
@@ -100,6 +101,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       context=context, batches=batches, cache=cache, key=key, scoring_thread=thread
     )
     signal = learning_signal.SignalWatch(rl.advantage_estimator)
+    mismatch = mismatch_watch.MismatchWatch(rl.mismatch_warning, rl.one_step_off_policy)
     slow = slow_process.SlowProcessWatch("rl")
     ahead = timer = None
     for step in range(last_step + 1, rl.steps + 1):
@@ -130,6 +132,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       rollouts.write(step, collected, learner.last_advantages)
       tick(step, rl.steps, step_summary.summarize(values))
       signal.note(step, values)
+      mismatch.note(step, values)
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       preempted = preemption.stops_after()
       saves = preempted or step % rl.checkpoint_every == 0 or step == rl.steps

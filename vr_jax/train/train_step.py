@@ -17,7 +17,7 @@ from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import same_programs
 from vr_jax.rl import loss as loss_lib
-from vr_jax.rl import update
+from vr_jax.rl import sampler_mismatch, update
 from vr_jax.rollout import forward
 from vr_jax.train import train_state as train_state_lib
 
@@ -29,7 +29,6 @@ _MEANS = {
   "clip_ratio/high": "clip_ratio/high_mean",
   "clip_ratio/dual": "clip_ratio/dual_mean",
   "sampling/tis_capped": "sampling/tis_capped_fraction",
-  "sampling_ratio": "sampling/importance_sampling_ratio/mean",
 }
 
 
@@ -186,9 +185,11 @@ def make_rl_step(
     )
     if config.entropy_weight:
       value -= config.entropy_weight * (part["weights"] * entropy).sum()
-    sampling_ratio = jnp.where(action_mask(rollout), jnp.exp(old_log_probs - rollout.log_probs), 0)
-    sums |= {"entropy": entropy.sum(), "sampling_ratio": sampling_ratio.sum()}
-    return value, sums
+    sums["entropy"] = entropy.sum()
+    mismatch = sampler_mismatch.mismatch_sums(
+      old_log_probs, rollout.log_probs, action_mask(rollout)
+    )
+    return value, (sums, mismatch)
 
   def step(
     state: train_state_lib.TrainState,
@@ -216,8 +217,13 @@ def make_rl_step(
     }
     parts = split_microbatches(batch, config.microbatches)
     of_part = functools.partial(loss, packed_length=packed_length)
-    state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen)
-    return state, {**metrics, "loss": value, **_per_token(sums, mask.sum())}
+    state, metrics, value, (sums, mismatch) = apply_update(of_part, optimizer, state, parts, frozen)
+    return state, {
+      **metrics,
+      "loss": value,
+      **_per_token(sums, mask.sum()),
+      **sampler_mismatch.mismatch_metrics(mismatch),
+    }
 
   return same_programs.compared(jax.jit(step, donate_argnums=0, static_argnames="packed_length"))
 
@@ -326,11 +332,10 @@ def apply_update(
 
 
 def _per_token(sums: Metrics, tokens: Array) -> Metrics:
-  """Turns sums into means: terms of the loss over its own tokens, the others over all tokens."""
+  """Turns sums into means: terms of the loss over its own tokens, the entropy over all tokens."""
   in_loss = jnp.maximum(sums["mask"], 1)
-  everywhere = ("entropy", "sampling_ratio")
   means = {
-    _MEANS.get(name, name): value / (jnp.maximum(tokens, 1) if name in everywhere else in_loss)
+    _MEANS.get(name, name): value / (jnp.maximum(tokens, 1) if name == "entropy" else in_loss)
     for name, value in sums.items()
     if name != "mask"
   }

@@ -1,0 +1,43 @@
+"""Notices steps of RL whose replies were sampled with other probabilities than the update has."""
+
+from collections.abc import Mapping
+import dataclasses
+
+from vr_jax.train import console
+
+METRIC = "sampling/sampling_logp_difference/mean"
+_OFF_POLICY = (
+  "one step off policy an update lies between them: lower config.rl.learning_rate, or set "
+  "config.rl.one_step_off_policy=False"
+)
+_ON_POLICY = (
+  "on policy they should agree: see whether config.model.dtype=float32 makes them, and report it "
+  "if not"
+)
+
+
+@dataclasses.dataclass
+class MismatchWatch:
+  """Prints a line at the first step above a limit, the 10th, the 100th and so on.
+
+  limit: config.rl.mismatch_warning; 0: nothing is printed.
+  off_policy: config.rl.one_step_off_policy.
+  above: steps so far above the limit.
+  """
+
+  limit: float
+  off_policy: bool
+  above: int = 0
+
+  def note(self, step: int, values: Mapping[str, float]) -> None:
+    """Takes the metrics of a step."""
+    if not self.limit or values.get(METRIC, 0.0) <= self.limit:
+      return
+    self.above += 1
+    if console.is_power_of_ten(self.above):
+      p99, k3 = values["sampling/sampling_logp_difference/p99"], values["sampling/k3"]
+      console.print_note(
+        f"rl {step}: {METRIC} is {values[METRIC]:.3g} nats a token, above "
+        f"config.rl.mismatch_warning={self.limit:g} (p99 {p99:.3g}, k3 {k3:.3g}): sampler and "
+        f"update differ; {_OFF_POLICY if self.off_policy else _ON_POLICY}"
+      )
