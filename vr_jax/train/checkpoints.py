@@ -26,6 +26,7 @@ from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
 from vr_jax import errors
+from vr_jax.models.common import stored_weights
 from vr_jax.parallel import processes
 from vr_jax.train import checksums, console
 
@@ -304,6 +305,8 @@ def sum_bits(flat: Mapping[str, Any]) -> dict[str, int]:
 @jax.jit
 def _bit_sums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
   def bit_sum(x: jax.Array) -> jax.Array:
+    if x.ndim > 2 and jax.default_backend() == "cpu":
+      return stored_weights.sum_layers(lambda bits, _: bits.sum(dtype=jnp.uint32), x)
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.data import feature_cache
-from vr_jax.models.common import prompts, weight_mapping
+from vr_jax.models.common import prompts, stored_weights, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder
@@ -82,14 +82,19 @@ def _sums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, "4"]]:
   Integers may be summed in any order, so the result does not depend on the sharding.
   """
 
-  def array_sums(x: Array) -> Array:
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+  def part_sums(bits: Array, place: Array) -> Array:
+    place = jnp.full(bits.shape, place, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     salts = (0x9E3779B9 * number % 2**32 for number in range(1, 5))
     mixed = [_scrambled(bits ^ _scrambled(place ^ jnp.uint32(salt))) for salt in salts]
     return jnp.stack([numbers.sum(dtype=jnp.uint32) for numbers in mixed])
+
+  def array_sums(x: Array) -> Array:
+    if x.ndim > 2 and jax.default_backend() == "cpu":
+      return stored_weights.sum_layers(part_sums, x)
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    return part_sums(bits, jnp.uint32(0))
 
   return jax.tree.map(array_sums, arrays)
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention, layers, rematerialisation
+from vr_jax.models.common import attention, layers, rematerialisation, stored_weights
 from vr_jax.models.common import packing as packing_lib
 from vr_jax.models.common import slots as slots_lib
 
@@ -130,7 +130,7 @@ class Decoder(nnx.Module):
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), (key, value)
 
     x = self.layout.place(x, axes)
-    run, inputs = self._adding(layer, layers.stack(self.layers, self.dtype), added, axes)
+    run, inputs = self._adding(layer, self.stacked(), added, axes)
     x, (keys, values) = rematerialisation.scan(run, x, inputs, policy=self.config.remat)
     return self.final_norm(x), keys, values
 
@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
     added: Float[Array, "*batch levels embed"] | None,
     axes: layout_lib.Axes,
   ) -> Float[Array, "*batch embed"]:
-    inputs = [layers.stack(self.layers, self.dtype), prefix.key, prefix.value]
+    inputs = [self.stacked(), prefix.key, prefix.value]
     layer, inputs = self._adding(layer, inputs, added, axes)
     x, _ = rematerialisation.scan(
       layer, self.layout.place(x, axes), inputs, policy=self.config.remat
@@ -286,7 +286,7 @@ class Decoder(nnx.Module):
     x = self.layout.place(x, ("slots", None))
     own, *others = ([block.key, block.value] for block in (recent, *pasts))
     inputs = [weights, [prefix.key, prefix.value], own, others]
-    x, new = (layers.chain if by_layer else jax.lax.scan)(layer, x, inputs)
+    x, new = (layers.chain if by_layer else stored_weights.scan)(layer, x, inputs)
     keys, values = new if by_layer else put(own, new)
     return self.final_norm(x), keys, values
 
@@ -321,12 +321,16 @@ class Decoder(nnx.Module):
       kept = attention.transpose_for_decode(key, value)
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), kept
 
-    weights = layers.stack(self.layers, self.dtype)
+    weights = self.stacked()
     inputs = [weights, prefix.key, prefix.value, past_keys, past_values]
     adding, inputs = self._adding(layer, inputs, added, axes)
-    run = layers.chain if isinstance(past_keys, tuple) else jax.lax.scan
+    run = layers.chain if isinstance(past_keys, tuple) else stored_weights.scan
     x, (keys, values) = run(adding, self.layout.place(x, axes), inputs)
     return self.final_norm(x), keys, values
+
+  def stacked(self) -> dict[str, Any]:
+    """The weights of all layers by name, for a scan over layers."""
+    return layers.stack(self.layers, self.dtype, platform=self.layout.platform)
 
   def _angles(self, positions: Int[Array, "..."], x: Float[Array, "*batch embed"]) -> Angles:
     """Rotary angles of positions [*batch, axes], or [*batch] if all tokens are text."""

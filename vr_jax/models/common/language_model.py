@@ -224,7 +224,7 @@ class DecoderLanguageModel(nnx.Module):
     return jax.tree.map(lambda x: self.layout.place(x, ("slots", *[None] * (x.ndim - 1))), empty)
 
   def decoding_params(self) -> PyTree:
-    """The parameters for decoding: gathered on every device, in the activations' dtype.
+    """The parameters for decoding: gathered on every device, in the dtypes of `layers.stack`.
 
     Sharded rows would be gathered again for every token. Adapters keep their dtype, since they are
     scaled before they are cast. Parameters of the vision tower stay as they are.
@@ -235,7 +235,8 @@ class DecoderLanguageModel(nnx.Module):
       if not name.startswith("text."):
         return variable
       x = variable.get_value()
-      x = x if name.endswith((layers.LORA_A, layers.LORA_B)) else x.astype(self.text.dtype)
+      is_adapter = name.endswith((layers.LORA_A, layers.LORA_B))
+      x = x if is_adapter or layers.is_stored(name, x) else x.astype(self.text.dtype)
       axes = tuple(axis if axis != "embed" else None for axis in variable.get_metadata()["axes"])
       return variable.replace(self.layout.place(x, axes))
 
@@ -253,10 +254,12 @@ class DecoderLanguageModel(nnx.Module):
 
   def prepare_decode(self, prefix: kv_cache.PrefixKV) -> kv_cache.DecodeConstants:
     """Prepares what every decoding step reads, once for a loop of steps."""
-    weights: dict[str, Any] = dict(layers.stack(self.text.layers, self.text.dtype))
+    weights: dict[str, Any] = dict(self.text.stacked())
     block = _block(prefix)
     if len(prefix.keys) <= layers.UNROLLED:
-      weights = {name: tuple(stack) for name, stack in weights.items()}
+      weights = {
+        name: tuple(stack[layer] for layer in range(len(stack))) for name, stack in weights.items()
+      }
       transposed = (
         attention.transpose_for_decode(*pair)
         for pair in zip(prefix.keys, prefix.values, strict=True)

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 import math
-from typing import Any, cast
+from typing import Any
 
 from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, UInt16
+
+from vr_jax.models.common import stored_weights
 
 # Large enough that exp(x - max) is 0, small enough that a row without any key stays finite.
 MASKED = -1e30
@@ -31,16 +33,44 @@ def constant(axes: tuple[str | None, ...], shape: tuple[int, ...], *, value: flo
   return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
-def stack(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
-  """Arrays of a module of stacked layers by name, for a scan over layers.
+def cast(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
+  """Arrays of a module by name in `dtype`.
 
   The second matrix of an adapter is multiplied by the adapter's scale.
-
-  dtype: of the results.
   """
+  return {name: x.astype(dtype) for name, x in _arrays(module).items()}
+
+
+Weights = dict[str, Array | stored_weights.StoredMatrices]
+
+
+def stack(module: nnx.Module, dtype: jnp.dtype, *, platform: str) -> Weights:
+  """Like `cast`, for layers that are scanned over; but frozen matrices stay as they are stored.
+
+  Those are in bfloat16, the base of adapters. `project` converts them a layer at a time, as a
+  converted stack would be a second copy of all weights.
+
+  platform: "cpu", "gpu" or "tpu".
+  """
+
+  def prepare(name: str, x: Array) -> Array | stored_weights.StoredMatrices:
+    if not is_stored(name, x):
+      return x.astype(dtype)
+    return stored_weights.StoredMatrices(x, 0, len(x)) if platform == "cpu" else x
+
+  return {name: prepare(name, x) for name, x in _arrays(module).items()}
+
+
+def is_stored(name: str, x: Array) -> bool:
+  """Whether `stack` leaves the array of this name as it is stored."""
+  is_matrix = x.ndim > 2 and not name.endswith(("bias", LORA_A, LORA_B))
+  return is_matrix and x.dtype == jnp.bfloat16
+
+
+def _arrays(module: nnx.Module) -> dict[str, Array]:
   arrays = {n: value[...] for n, value in vars(module).items() if isinstance(value, nnx.Param)}
-  scaled = {n: x * cast(Any, module).lora_scale for n, x in arrays.items() if n.endswith(LORA_B)}
-  return {name: x.astype(dtype) for name, x in {**arrays, **scaled}.items()}
+  scale = getattr(module, "lora_scale", 1.0)
+  return {n: x * scale if n.endswith(LORA_B) else x for n, x in arrays.items()}
 
 
 def chain(
@@ -50,17 +80,17 @@ def chain(
 
   inputs: lists and dicts of such tuples, or of stacked arrays.
   """
-  depth = len(jax.tree.leaves(inputs, is_leaf=_is_tuple)[0])
+  depth = len(jax.tree.leaves(inputs, is_leaf=_has_layers)[0])
   outputs = []
   for number in range(depth):
-    one = jax.tree.map(lambda stack, number=number: stack[number], inputs, is_leaf=_is_tuple)
+    one = jax.tree.map(lambda stack, number=number: stack[number], inputs, is_leaf=_has_layers)
     x, output = layer(x, one)
     outputs.append(output)
   return x, jax.tree.map(lambda *layers: layers, *outputs)
 
 
-def _is_tuple(x: PyTree) -> bool:
-  return isinstance(x, tuple)
+def _has_layers(x: PyTree) -> bool:
+  return isinstance(x, tuple) or stored_weights.is_stored(x)
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision:
@@ -69,13 +99,21 @@ def precision(dtype: jnp.dtype) -> lax.Precision:
 
 
 def project(
-  x: Float[Array, "..."], weight: Float[Array, "..."], *, contract: int = 1, merge: bool = True
+  x: Float[Array, "..."],
+  weight: Float[Array, "..."] | UInt16[Array, "..."],
+  *,
+  contract: int = 1,
+  merge: bool = True,
 ) -> Float[Array, "..."]:
   """Contracts the last `contract` axes of `x` with the first of `weight`, as one matrix product.
 
+  weight: may be a layer of a matrix that `stack` left as it is stored.
   merge: reshape the leading axes of `x` into one. On CPU a dot with several free axes is lowered to
     a slow loop; where these axes are sharded, merging them would move data between devices.
   """
+  if weight.dtype.itemsize == 2:  # a matrix that `stack` left as stored, or one in the dtype of x
+    weight = stored_weights.widen(weight) if weight.dtype == jnp.uint16 else weight
+    weight = weight.astype(x.dtype)
   inner = math.prod(weight.shape[:contract])
   leading = x.shape[: x.ndim - contract]
   rows = x.reshape(*((-1,) if merge else leading), inner)

@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from vr_jax import errors
-from vr_jax.models.common import attention_splash, layers
+from vr_jax.models.common import attention_splash, layers, stored_weights
 
 _KERNEL = jax.checkpoint_policies.save_only_these_names(attention_splash.KEPT)
 POLICIES = {
@@ -42,7 +42,7 @@ def scan(
   """
   if policy == "none":
     depth = jax.tree.leaves(inputs)[0].shape[0]
-    return jax.lax.scan(layer, x, inputs, unroll=depth <= layers.UNROLLED)
+    return stored_weights.scan(layer, x, inputs, unroll=depth <= layers.UNROLLED)
   if policy not in POLICIES:
     raise errors.InputError(f"config.model.remat={policy}: one of none, {', '.join(POLICIES)}")
-  return jax.lax.scan(jax.checkpoint(layer, policy=POLICIES[policy]), x, inputs)
+  return stored_weights.scan(layer, x, inputs, checkpoint=POLICIES[policy])

@@ -69,7 +69,7 @@ class Merger(nnx.Module):
   ) -> Float[Array, "prompts frames tokens embed"]:
     """Merges each `unit` consecutive patches into one token. merge: see `layers.project`."""
     *leading, patches, _ = x.shape
-    weights = layers.stack(self, x.dtype)
+    weights = layers.cast(self, x.dtype)
     normed = layers.rms_norm(x, weights["norm"], epsilon=EPSILON)
     squares = normed.reshape(*leading, patches // unit, -1)
     hidden = layers.project(squares, weights["hidden"], merge=merge) + weights["hidden_bias"]
@@ -129,7 +129,8 @@ class VisionTower(nnx.Module):
       ), None
 
     full = np.isin(np.arange(config.depth), config.fullatt_block_indexes)
-    inputs = layers.stack(self.blocks, x.dtype), jnp.asarray(full)
+    weights = layers.stack(self.blocks, x.dtype, platform=self.layout.platform)
+    inputs = weights, jnp.asarray(full)
     return rematerialisation.scan(block, x, inputs, policy=self.config.remat)[0]
 
   def _attend(

@@ -120,8 +120,8 @@ class Qwen3VisionTower(nnx.Module):
     x = x + self.patch_bias[...].astype(dtype)
     x = x + self._positions(jnp.asarray(vision.table_rows), jnp.asarray(vision.table_weights))
     x, taken = self._run_blocks(x, jnp.asarray(vision.rows), jnp.asarray(vision.segment))
-    embedding = self._merge(x, layers.stack(self.merger, dtype))
-    levels = layers.stack(self.deepstack, dtype)
+    embedding = self._merge(x, layers.cast(self.merger, dtype))
+    levels = layers.cast(self.deepstack, dtype)
     merged = [
       self._merge(one, {name: weight[i] for name, weight in levels.items()}).reshape(
         prompts, tokens, width
@@ -163,7 +163,7 @@ class Qwen3VisionTower(nnx.Module):
       normed = _layer_norm(x, weights, "norm2")
       return self.layout.place(x + self._feed_forward(normed, weights), AXES), None
 
-    weights = layers.stack(self.blocks, x.dtype)
+    weights = layers.stack(self.blocks, x.dtype, platform=self.layout.platform)
     # A scan from each block whose output is taken to the next, so that no other output is kept.
     ends = [*(index + 1 for index in config.deepstack_visual_indexes), config.depth]
     taken, start = [], 0

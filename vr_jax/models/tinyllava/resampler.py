@@ -90,7 +90,7 @@ class Resampler(nnx.Module):
       down = layers.project(up, weights["down"], merge=self.layout.merges)
       return self.layout.place(latents + down, AXES), None
 
-    weights = layers.stack(self.layers, dtype)
+    weights = layers.stack(self.layers, dtype, platform=self.layout.platform)
     latents, _ = rematerialisation.scan(
       layer, self.layout.place(latents, AXES), weights, policy=self.config.remat
     )

@@ -105,7 +105,7 @@ class SiglipTower(nnx.Module):
       x = x + self._feed_forward(self._norm(x, weights, "norm2"), weights)
       return self.layout.place(x, AXES), None
 
-    weights = layers.stack(self.blocks, x.dtype)
+    weights = layers.stack(self.blocks, x.dtype, platform=self.layout.platform)
     return rematerialisation.scan(
       block, self.layout.place(x, AXES), weights, policy=self.config.remat
     )[0]
