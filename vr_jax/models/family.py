@@ -65,6 +65,9 @@ class ModelFamily:
   organization: of the released models on the Hugging Face Hub.
   token_fields: ids of special tokens, for use without a tokenizer; no shape depends on them.
   cannot_shuffle: why frames can't be reordered among their features; empty if they can.
+  casts_matrices: whether each pass casts every parameter with at least two named axes, besides
+    `layers`, to the activations' dtype before it computes with it. A copy in that dtype then gives
+    the same bits, and a reference takes half the memory.
   """
 
   model_type: str
@@ -92,6 +95,7 @@ class ModelFamily:
   organization: str = ""
   token_fields: Mapping[str, int] = dataclasses.field(default_factory=dict)
   cannot_shuffle: str = ""
+  casts_matrices: bool = False
 
   def __post_init__(self) -> None:
     if set(self.parameter_groups) - set(GROUPS):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -17,8 +18,7 @@ from vr_jax.train import train_state as train_state_lib
 class LearnerState:
   """The states and optimizers of the policy and the critic, and the reference.
 
-  reference_params: the reference's values of the parameters that are
-    trained; None without a reference.
+  reference_params: see `make_reference`; None without a reference.
   critic: None without a critic.
   """
 
@@ -48,13 +48,39 @@ def make_learner_state(
       config, critic_params, critic_lib.frozen_names(net.frozen)
     )
     critic = create(critic_params, critic_optimizer, net.mesh)
-  # The reference shares all frozen parameters with the policy (with adapters, the whole base).
   has_reference = rl.kl_weight or (critic and config.critic.kl_weight)
-  reference = train_state_lib.split(params, net.frozen)[0] if has_reference else None
+  reference = make_reference(net, params, abstract=abstract) if has_reference else None
   return LearnerState(
     optimizer=optimizer,
     policy=create(params, optimizer, net.mesh),
-    reference_params=reference if abstract else jax.tree.map(jnp.copy, reference),
+    reference_params=reference,
     critic_optimizer=critic_optimizer,
     critic=critic,
   )
+
+
+def make_reference(
+  net: model_setup.ModelSetup, params: PyTree, *, abstract: bool = False
+) -> PyTree:
+  """Copies the parameters that are trained, for the reference.
+
+  The reference shares the frozen ones with the policy (with adapters, the whole base). Matrices are
+  in the activations' dtype where every pass casts them to it, which changes no bit of a log-prob.
+
+  abstract: `params` and the result are shapes, dtypes and shardings.
+  """
+  activations = jnp.dtype(net.model.dtype)
+  casts = net.family.casts_matrices and not net.adapters
+
+  def copy(variable: nnx.Variable) -> nnx.Variable:
+    x = variable.get_value()
+    if x is None:
+      return variable
+    names = {*(variable.get_metadata().get("axes") or ())} - {"layers", None}
+    dtype = activations if casts and len(names) > 1 else x.dtype
+    if abstract:
+      return variable.replace(jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding))
+    return variable.replace(jnp.array(x, dtype, copy=True))
+
+  trained = train_state_lib.split(params, net.frozen)[0]
+  return jax.tree.map(copy, trained, is_leaf=lambda x: isinstance(x, nnx.Variable))

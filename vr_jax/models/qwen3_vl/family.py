@@ -85,4 +85,5 @@ FAMILY = family.ModelFamily(
   presets=presets.RELEASES,
   organization=presets.ORGANIZATION,
   token_fields=presets.MEDIA_TOKENS,
+  casts_matrices=True,
 )

@@ -82,5 +82,6 @@ FAMILY = family.ModelFamily(
   presets=presets.RELEASES,
   organization=presets.ORGANIZATION,
   token_fields=presets.TOKENS,
+  casts_matrices=True,
   cannot_shuffle=processor.CANNOT_SHUFFLE,
 )
