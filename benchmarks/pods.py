@@ -44,6 +44,7 @@ WIDE = (
   "--config=moss_chatv:tiny",
   VIDEOS,
   "--config.model.architecture.text_config.hidden_size=1024",
+  "--config.model.architecture.text_config.num_attention_heads=32",
   "--config.model.architecture.text_config.intermediate_size=5120",
   "--config.model.architecture.vision_config.out_hidden_size=1024",
   "--config.sft.batch_size=4",

@@ -152,7 +152,7 @@ def parse(text: str) -> Module:
       if header:
         name, lines = header.group(2), []
         entry = name if header.group(1) else entry
-    elif line == "}":
+    elif line == "}" or line.startswith("}, execution_thread="):
       matches = (_INSTRUCTION.match(_COMMENT.sub("", whole)) for whole in lines)
       computations[name] = Computation(name, tuple(_instruction(*f.groups()) for f in matches if f))
       name = None

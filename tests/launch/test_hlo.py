@@ -108,3 +108,27 @@ def test_a_loop_that_something_else_may_end_has_no_count():
     "direction=LT\n}", "direction=LT\n  ROOT %both = pred[] and(%less, %less)\n}"
   )
   assert turns(text) is None
+
+
+def test_a_computation_of_another_thread_ends_where_it_ends():
+  module = hlo.parse(
+    """HloModule two
+
+%copied (p.1: f32[2]) -> f32[2] {
+  %p.1 = f32[2]{0} parameter(0)
+  ROOT %copy = f32[2]{0} copy(%p.1)
+}, execution_thread="sparsecore"
+
+%doubled (p.2: f32[2]) -> f32[2] {
+  %p.2 = f32[2]{0} parameter(0)
+  ROOT %sum = f32[2]{0} add(%p.2, %p.2)
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  ROOT %fused = f32[2]{0} fusion(%p), kind=kLoop, calls=%doubled
+}
+"""
+  )
+  assert set(module.computations) == {"copied", "doubled", "main"}
+  assert [i.name for i in module.computations["copied"].instructions] == ["p.1", "copy"]
