@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.rollout import bigram
+from tests.rollout import bigram, plain_limits
 from vr_jax import records
-from vr_jax.rollout import chunked_logprobs, sampler
+from vr_jax.rollout import sampler
 
 VOCAB = 12
 STOP = 9
@@ -105,7 +105,7 @@ def test_greedy_takes_the_likeliest_token_each_time():
 def test_what_top_p_leaves_out_is_never_drawn():
   table = _table()
   rollout = _sample(table, top_p=0.6)
-  kept = np.isfinite(_nucleus(_log_softmax(table), 0.6))
+  kept = plain_limits.kept(np.exp(_log_softmax(table)), top_p=0.6)
   model = _model(rollout)
   assert kept[_last_tokens(rollout, [3, 4]), np.asarray(rollout.tokens)][model].all()
 
@@ -151,40 +151,6 @@ def test_the_same_key_gives_the_same_replies_and_another_key_others():
   first, again, other = (_sample(_table(), seed=seed) for seed in (1, 1, 2))
   np.testing.assert_array_equal(first.tokens, again.tokens)
   assert (np.asarray(first.tokens) != np.asarray(other.tokens)).any()
-
-
-def _nucleus(log_probs, top_p):
-  """The nucleus in NumPy: the most likely tokens until their mass reaches top_p, ties included."""
-  kept = np.full(log_probs.shape, -np.inf)
-  for place in np.ndindex(log_probs.shape[:-1]):
-    row = log_probs[place]
-    mass, edge = 0.0, np.inf
-    for value in sorted(row, reverse=True):
-      edge = value
-      mass += np.exp(value)
-      if mass >= top_p:
-        break
-    kept[place] = np.where(row >= edge, row, -np.inf)
-  return kept
-
-
-@pytest.mark.parametrize("top_p", [0.0, 1e-6, 0.1, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
-def test_the_nucleus_is_that_of_a_plain_loop(top_p, scale):
-  logits = np.random.default_rng(3).normal(0, scale, (2, 5, 50)).astype(np.float32)
-  log_probs = _log_softmax(logits).astype(np.float32)
-  actual = np.asarray(sampler.nucleus(jnp.asarray(log_probs), top_p))
-  expected = _nucleus(log_probs, top_p)
-  kept = np.isfinite(expected)
-  np.testing.assert_array_equal(actual > chunked_logprobs.IMPOSSIBLE, kept)
-  np.testing.assert_array_equal(actual[kept], log_probs[kept])
-  assert kept.any(axis=-1).all()
-
-
-def test_equals_at_the_edge_of_the_nucleus_stay_together():
-  log_probs = jnp.log(jnp.array([[[0.4, 0.2, 0.2, 0.2]]]))
-  kept = np.asarray(sampler.nucleus(log_probs, 0.5)) > chunked_logprobs.IMPOSSIBLE
-  np.testing.assert_array_equal(kept[0, 0], [True, True, True, True])
 
 
 RUNGS = (0.75, 0.5, 0.3, 0.1, 0.01)

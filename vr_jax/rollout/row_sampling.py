@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 import numpy as np
 
-from vr_jax.rollout import chunked_logprobs, sampler
+from vr_jax.rollout import likely_tokens, sampler
 
 
 @jax.tree_util.register_dataclass
@@ -64,28 +64,17 @@ def sample_tokens(
   """
   log_probs = jax.nn.log_softmax(logits)
   top_p, top_k = jnp.asarray(rows.top_p), jnp.asarray(rows.top_k)
+
+  def restrict(weights: Array) -> Array:
+    likely = likely_tokens.keep_top_k(weights, jnp.where(top_k > 0, top_k, jnp.inf))
+    total = jnp.where(top_k > 0, likely.sum(axis=-1), 1.0)
+    return likely_tokens.keep_top_p(likely, jnp.where(top_p < 1, top_p * total, jnp.inf))
+
+  # The search is left out where no slot needs it.
   limited = (top_p < 1) | (top_k > 0)
-
-  def restrict(log_probs: Array) -> Array:
-    likely = _most_likely(log_probs, top_k)
-    return jnp.where(top_p[:, None] < 1, sampler.nucleus(likely, top_p[:, None]), likely)
-
-  # Sorting the vocabulary is left out where no slot needs it.
-  kept = jax.lax.cond(limited.any(), restrict, lambda x: x, log_probs)
+  kept = jax.lax.cond(limited.any(), restrict, lambda x: x, jnp.exp(log_probs))
   keys = jax.random.wrap_key_data(jnp.asarray(rows.key_data))
-  drawn = sampler.sample_inverse_cdf(jnp.exp(kept), sampler.uniform(keys, index))
+  drawn = sampler.sample_inverse_cdf(kept, sampler.uniform(keys, index))
   greedy = jnp.argmax(logits, axis=-1)
   token = jnp.where(jnp.asarray(rows.temperature) > 0, drawn, greedy).astype(jnp.int32)
   return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
-
-
-def _most_likely(
-  log_probs: Float[Array, "slots vocab"], top_k: Int[Array, "slots"]
-) -> Float[Array, "slots vocab"]:
-  """Log-probs of the `top_k` most likely tokens among themselves; ties at the edge are kept."""
-  ordered = jnp.sort(log_probs, axis=-1, descending=True)
-  size = log_probs.shape[-1]
-  last = jnp.where(top_k > 0, jnp.minimum(top_k, size), size) - 1
-  edge = jnp.take_along_axis(ordered, last[:, None], axis=-1)
-  kept = jnp.where(log_probs >= edge, log_probs, chunked_logprobs.IMPOSSIBLE)
-  return jnp.where(top_k[:, None] > 0, jax.nn.log_softmax(kept), log_probs)

@@ -22,7 +22,7 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import chunked_logprobs, forward
+from vr_jax.rollout import forward, likely_tokens
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 _CHECK_EVERY = 4  # with several devices, steps between two counts of the unfinished replies
@@ -36,7 +36,7 @@ class Decoding:
   group: replies to each prompt.
   max_new_tokens: the most tokens of a reply.
   temperature: 0 is greedy.
-  top_p: keeps the smallest set of tokens whose probability reaches it.
+  top_p: keeps the smallest set of tokens whose probability reaches it; 1: all tokens.
   stop_tokens: end a reply, and are part of it.
   slot_fractions: falling fractions of the slots to which decoding shrinks as replies end; decoding
     is compiled once for each fraction that is reached.
@@ -380,8 +380,8 @@ def sample_token(
   if decoding.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
   else:
-    kept = nucleus(log_probs, decoding.top_p) if decoding.top_p < 1 else log_probs
-    token = sample_inverse_cdf(jnp.exp(kept), uniform(keys, index))
+    kept = likely_tokens.keep_likely(jnp.exp(log_probs), top_p=decoding.top_p)
+    token = sample_inverse_cdf(kept, uniform(keys, index))
   token = token.astype(jnp.int32)
   return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
 
@@ -430,21 +430,3 @@ def _first_above(
   place = jnp.where(above.any(axis=-1), above.argmax(axis=-1), weights.argmax(axis=-1))
   here = jnp.arange(weights.shape[-1]) == place[:, None]
   return place, jnp.where(here, running - weights, 0).sum(axis=-1)
-
-
-def nucleus(
-  log_probs: Float[Array, "*batch vocab"], top_p: float | Float[Array, "slots 1"]
-) -> Float[Array, "*batch vocab"]:
-  """Keeps the most likely tokens whose mass first reaches `top_p`; others get `IMPOSSIBLE`.
-
-  The most likely token is always kept. Ties at the edge are kept together.
-
-  top_p: one number, or one for each of [slots, vocab].
-
-  Source: Holtzman et al., arXiv 1904.09751.
-  """
-  ordered = jnp.sort(log_probs, axis=-1, descending=True)
-  mass_before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
-  inside = (mass_before < top_p) | (mass_before <= 0)
-  edge = jnp.where(inside, ordered, jnp.inf).min(axis=-1, keepdims=True)
-  return jnp.where(log_probs >= edge, log_probs, chunked_logprobs.IMPOSSIBLE)
