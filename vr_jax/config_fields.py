@@ -237,6 +237,13 @@ class RlSection(LoopSection):
     "(0, 1)",
     change="rounding",
   )
+  decode_slots: int = field(
+    0,
+    "Replies that decode at once, over all devices: a slot that is free gets the next prompt's "
+    "reply; 0: all of a step's, in slots that shrink by decode_slot_fractions. One turn only.",
+    "[0, inf)",
+    change="rounding",
+  )
   replicate_weights_for_decode: bool = field(
     True,
     "Whether each device holds whole weights while it decodes, which takes memory and saves "

@@ -6,7 +6,8 @@
     )
     replies = decode_replies.decode_replies(dialogue, played.rollout)
 
-An episode of one turn is a reply to its prompt; `sampler` draws all of them together. Episodes of
+An episode of one turn is a reply to its prompt; `sampler` draws all of them together, and
+`refill_sampler` in `decoding.slots` slots, each of which gets the next reply once free. Episodes of
 several turns proceed independently, a chunk of decoding steps at a time (`multi_turn_sampler`).
 """
 
@@ -22,7 +23,7 @@ from vr_jax import optional_sections, records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import encoder, episodes, multi_turn_sampler, sampler
+from vr_jax.rollout import encoder, episodes, multi_turn_sampler, refill_sampler, sampler
 
 
 def make_schedule(
@@ -82,7 +83,9 @@ def play(
   Raises InputError as `multi_turn_sampler.play` does.
   """
   if schedule.turns == 1:
-    rollout, computed = sampler.sample_counting(
+    refills = 0 < decoding.slots < len(prompt.tokens) * decoding.group
+    one_turn = refill_sampler if refills else sampler
+    rollout, computed = one_turn.sample_counting(
       graphdef, params, prompt, allowed_tokens, key, decoding=decoding
     )
     return episodes.EpisodeRollout(rollout=rollout, computed_tokens=computed)

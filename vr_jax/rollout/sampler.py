@@ -25,7 +25,7 @@ from vr_jax.parallel import same_programs
 from vr_jax.rollout import forward, likely_tokens
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
-_CHECK_EVERY = 4  # with several devices, steps between two counts of the unfinished replies
+CHECK_EVERY = 4  # with several devices, steps between two counts of the unfinished replies
 _BLOCKS = 128  # number of blocks of the vocabulary in `sample_inverse_cdf`
 
 
@@ -42,6 +42,7 @@ class Decoding:
     is compiled once for each fraction that is reached.
   replicate_weights: whether each device keeps all weights (except for heads that are split) while
     it decodes, instead of receiving them for every token.
+  slots: of `refill_sampler`, which decodes fewer replies at once than there are; 0: not used.
   """
 
   group: int
@@ -51,6 +52,7 @@ class Decoding:
   stop_tokens: tuple[int, ...]
   slot_fractions: tuple[float, ...] = ()
   replicate_weights: bool = True
+  slots: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -260,7 +262,7 @@ def decode_loop(
   """Repeats `step` while `should_continue(state)` and index(state) < most.
 
   With several devices, `should_continue` makes them wait for each other. So it is evaluated only
-  every `_CHECK_EVERY` steps, and a few more steps than necessary may be done.
+  every `CHECK_EVERY` steps, and a few more steps than necessary may be done.
 
   index: the number of the next step.
   """
@@ -273,7 +275,7 @@ def decode_loop(
 
   def stepped(carry: tuple[Any, Array]) -> tuple[Any, Array]:
     state = step(carry[0])
-    check = index(state) % _CHECK_EVERY == 0
+    check = index(state) % CHECK_EVERY == 0
     return state, jax.lax.cond(check, should_continue, lambda _: jnp.array(True), state)
 
   begun = (state, should_continue(state))
@@ -348,9 +350,7 @@ def _in_order(
     )
     for x in results
   )
-  sampled = jnp.arange(tokens.shape[-1]) < lengths[..., None]
-  kind = jnp.where(sampled, int(records.Kind.MODEL), int(records.Kind.PAD))
-  return records.Rollout(tokens=tokens, log_probs=log_probs, kind=kind, turn=jnp.zeros_like(tokens))
+  return slot_layout_lib.one_turn_rollout(tokens, log_probs, lengths)
 
 
 def reply_keys(

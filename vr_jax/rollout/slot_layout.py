@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
-from jaxtyping import Array, Int, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
+from vr_jax import records
 from vr_jax.models import layout as layout_lib
 
 
@@ -58,6 +60,17 @@ class SlotLayout:
     rest = x.shape[1:]
     replies = x.reshape(self.blocks, len(x) // self.blocks, *rest)[:, : self.replies]
     return replies.reshape(self.blocks * self.replies, *rest)
+
+
+def one_turn_rollout(
+  tokens: Int[Array, "prompts group time"],
+  log_probs: Float[Array, "prompts group time"],
+  lengths: Int[Array, "prompts group"],
+) -> records.Rollout:
+  """The rollout of replies of one turn; behind their lengths it is padding."""
+  sampled = jnp.arange(tokens.shape[-1]) < lengths[..., None]
+  kind = jnp.where(sampled, int(records.Kind.MODEL), int(records.Kind.PAD))
+  return records.Rollout(tokens=tokens, log_probs=log_probs, kind=kind, turn=jnp.zeros_like(tokens))
 
 
 def put_on_devices(layout: layout_lib.Layout, tree: PyTree, axis: str = "slots") -> PyTree:

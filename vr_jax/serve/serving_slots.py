@@ -24,7 +24,15 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.common import slots as slots_lib
-from vr_jax.rollout import encoder, episodes, play, row_sampling, sampler, turn_decode
+from vr_jax.rollout import (
+  encoder,
+  episodes,
+  play,
+  refill_sampler,
+  row_sampling,
+  sampler,
+  turn_decode,
+)
 from vr_jax.rollout import slot_layout as slot_layout_lib
 from vr_jax.train import run_context
 
@@ -263,13 +271,7 @@ def _open_slots(
   """Empty slots: their prompts are all zeros. prompt: one, as large as the largest."""
   model = nnx.merge(graphdef, params)
   one = jax.eval_shape(model.prefill, prompt)
-
-  def blank(x: jax.ShapeDtypeStruct, axes: layout_lib.Axes) -> Array:
-    shape = [rows if axis == "prompts" else n for n, axis in zip(x.shape, axes, strict=True)]
-    # All tokens are valid: a softmax over none would not be finite.
-    return model.layout.place((jnp.ones if x.dtype == bool else jnp.zeros)(shape, x.dtype), axes)
-
-  prefix = one.placed(blank)
+  prefix = refill_sampler.blank_prefix(model.layout, one, rows)
   hidden = jnp.zeros((rows, one.hidden.shape[-1]), one.hidden.dtype)
   return prefix, turn_decode.EpisodeDecodeState(
     hidden=model.layout.place(hidden, ("slots", None)),

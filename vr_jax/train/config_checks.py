@@ -294,6 +294,7 @@ def _check_turns(config: ml_collections.ConfigDict) -> Problems:
   for section, name in (
     ("eval", "blind"),
     ("eval", "shuffled_frames"),
+    ("rl", "decode_slots"),
     ("rl", "dynamic_sampling_max_batches"),
     ("rl", "num_shuffled_generations"),
   ):

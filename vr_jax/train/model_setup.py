@@ -133,6 +133,7 @@ class ModelSetup:
       "stop_tokens": self.stop_tokens,
       "slot_fractions": tuple(rl.decode_slot_fractions),
       "replicate_weights": rl.replicate_weights_for_decode,
+      "slots": rl.decode_slots,
     }
     return sampler.Decoding(**{**fields, **changes})
 

@@ -1,0 +1,105 @@
+"""Slots that get the next reply once free: the replies of a slot for each, token for token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.rollout import bigram, chat
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import refill_sampler, sampler
+
+PROMPTS = 5
+TOLERANCE = 1e-4  # of log-probs: attention adds up in another order
+
+
+def _lengths(rollout):
+  return (np.asarray(rollout.kind) == records.Kind.MODEL).sum(-1)
+
+
+def _network(mesh, **changes):
+  graphdef, params = chat.network(mesh)
+  prompt = chat.batch(chat.opening(changes.pop("count", PROMPTS)))
+  if mesh is not None:
+    prompt = mesh_lib.put_batch(prompt, mesh)
+  return (graphdef, params, prompt, chat.ALLOWED, jax.random.key(7)), chat.decoding(**changes)
+
+
+def _assert_the_same(refilled, expected):
+  for name in ("tokens", "kind", "turn"):
+    np.testing.assert_array_equal(getattr(refilled, name), getattr(expected, name))
+  np.testing.assert_allclose(refilled.log_probs, expected.log_probs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+  ("temperature", "slots", "chunk"), [(0.0, 4, 4), (0.9, 4, 4), (0.9, 7, 32)]
+)
+def test_tokens_are_those_of_a_slot_for_each_reply(temperature, slots, chunk, monkeypatch):
+  monkeypatch.setattr(refill_sampler, "_CHUNK", chunk)
+  arguments, decoding = _network(None, temperature=temperature, slots=slots, max_new_tokens=13)
+  expected = sampler.sample(*arguments, decoding=decoding)
+  refilled, computed = refill_sampler.sample_counting(*arguments, decoding=decoding)
+  _assert_the_same(refilled, expected)
+  lengths = _lengths(expected)
+  assert len(np.unique(lengths)) > 2
+  assert lengths.sum() <= computed < lengths.size * lengths.max() * 2
+
+
+@pytest.mark.parametrize(
+  ("shape", "count"), [((1, 2, 2, 1), 4), ((2, 2, 1, 1), 3), ((1, 2, 1, 2), 4)]
+)
+def test_on_several_devices_tokens_are_those_of_one(shape, count, monkeypatch):
+  monkeypatch.setattr(refill_sampler, "_CHUNK", 4)
+  arguments, decoding = _network(None, count=count, slots=4)
+  expected = sampler.sample(*arguments, decoding=decoding)
+  mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
+  arguments, decoding = _network(mesh, count=count, slots=4)
+  refilled, _ = refill_sampler.sample_counting(*arguments, decoding=decoding)
+  _assert_the_same(refilled, expected)
+
+
+def _scripted(table, slots, *, count=6, group=3, time=9):
+  prompt = bigram.prompts(*[(number % 4 + 1,) for number in range(count)])
+  graphdef, params = bigram.split(table)
+  decoding = sampler.Decoding(
+    group=group, max_new_tokens=time, temperature=1.0, top_p=1.0, stop_tokens=(0,), slots=slots
+  )
+  return (graphdef, params, prompt, jnp.ones(len(table), bool), jax.random.key(1)), decoding
+
+
+@pytest.mark.parametrize("stop", [1e3, -1e3])
+@pytest.mark.parametrize("slots", [1, 5, 18])
+def test_replies_of_one_token_and_of_full_length_are_complete(stop, slots):
+  table = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+  table[:, 0] = stop
+  arguments, decoding = _scripted(table, slots)
+  expected = sampler.sample(*arguments, decoding=decoding)
+  refilled, _ = refill_sampler.sample_counting(*arguments, decoding=decoding)
+  _assert_the_same(refilled, expected)
+  assert (_lengths(refilled) == (1 if stop > 0 else 9)).all()
+
+
+def test_replies_in_fewer_slots_cost_fewer_tokens():
+  table = np.random.default_rng(2).normal(size=(12, 12)).astype(np.float32)
+  table[:, 0] += 1
+  arguments, decoding = _scripted(table, 16, count=16, group=8, time=64)
+  expected, whole = sampler.sample_counting(*arguments, decoding=decoding)
+  refilled, computed = refill_sampler.sample_counting(*arguments, decoding=decoding)
+  _assert_the_same(refilled, expected)
+  assert computed < 0.7 * whole
+
+
+def test_prompts_beyond_the_prompt_slots_are_loaded_once_a_group_has_ended():
+  places = refill_sampler.RefillLayout.choose(layout_lib.OneDevice(), 9, 4, 8)
+  assert (places.slots, places.prefill, places.prompt_slots) == (8, 2, 4)
+  block = refill_sampler._Block(0, places, 4)
+  assert [block.load(needed=False) for _ in range(3)] == [[(0, 0), (1, 1)], [(2, 2), (3, 3)], []]
+  replies = [block.admit() for _ in range(16)]
+  assert not block.is_next_resident()
+  assert block.load(needed=True) == []
+  for reply in replies[4:8]:
+    block.end(reply)
+  assert block.load(needed=True) == [(4, 1)]
+  assert block.is_next_resident()
