@@ -1,9 +1,10 @@
 """Compiles the programs of a config for a slice, and reads off memory, costs and time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import ml_collections
@@ -12,6 +13,7 @@ from launch import costs, expected_time, hlo, programs, roofline, topology
 from vr_jax import errors, records
 from vr_jax.models import interface, registry
 from vr_jax.models.common import flops
+from vr_jax.parallel import compiler_options
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup, step_shapes
 
@@ -116,7 +118,7 @@ class SlicePlan:
     return sum(a.runs * p.roofline.seconds for a in self.analyses for p in a.parts)
 
   def seconds_of(self, resource: str) -> float:
-    """Seconds of one RL step in which one of `roofline.RESOURCES` is needed."""
+    """Seconds of one RL step by a field of `roofline.Roofline`."""
     return sum(a.runs * getattr(p.roofline, resource) for a in self.analyses for p in a.parts)
 
   @property
@@ -131,10 +133,14 @@ def analyse(
   *,
   only: Callable[[programs.Program], bool] = lambda program: True,
   progress: Callable[[str], None] = lambda line: None,
+  options: dict[str, str] | None = None,
+  layers: int = 0,
   blame: bool = True,
 ) -> SlicePlan:
   """Compiles and examines the programs that `only` accepts.
 
+  options: of the compiler; None: those of a run on the slice's chips.
+  layers: of the text model that are kept; 0: all.
   blame: as in `examine`.
   Raises InputError where the config does not work on the slice.
   """
@@ -145,18 +151,27 @@ def analyse(
     )
   mesh = mesh_lib.make_mesh(config.mesh, where.devices)
   model = model_setup.model_of(config)
+  if layers:
+    model = _shallow(model, layers)
   shapes = step_shapes.make_step_shapes(config, model)
+  if options is None:
+    options = compiler_options.options_for(where.devices[0].device_kind, config.compiler_options)
   analyses = []
   chosen = [p for p in programs.programs_of_step(config, model, mesh, shapes) if only(p)]
   expected = expected_time.ExpectedTime([program.name for program in chosen])
   for program in chosen:
     progress(f"compiling {program.name} for {where.name} ({expected})")
     work = _work(program, config, model, shapes)
-    analyses.append(examine(program, where, mesh, work, blame=blame))
+    analyses.append(examine(program, where, mesh, work, options=options, blame=blame))
     expected.finish(program.name)
   return SlicePlan(
     config=config, slice=where, mesh=dict(mesh.shape), step_shapes=shapes, analyses=analyses
   )
+
+
+def _shallow(model: Any, layers: int) -> Any:
+  """The config of a model of `layers` text layers, as wide as before."""
+  return dataclasses.replace(model, text=dataclasses.replace(model.text, num_hidden_layers=layers))
 
 
 def _work(
@@ -236,21 +251,23 @@ def examine(
   mesh: jax.sharding.Mesh,
   work: dict[str, CountedFlops],
   *,
+  options: dict[str, str] | None = None,
   blame: bool = True,
 ) -> Analysis:
   """Compiles one program and reads off its memory, costs and roofline.
 
   work: counted FLOPs of its parts, by name.
+  options: of the compiler.
   blame: where its temporaries have no room, compile once more to learn which array is too large.
   """
   resident = programs.bytes_per_device(program.resident_arrays)
   lowered = program.function.lower(*program.arguments, **program.keywords)
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(options)
   except jax.errors.JaxRuntimeError as error:
     failure = _too_large(program, resident, error)
     if blame and failure.memory.temporaries > failure.memory.arguments + resident:
-      return dataclasses.replace(failure, largest=_find_unplaceable(lowered))
+      return dataclasses.replace(failure, largest=_find_unplaceable(lowered, options or {}))
     return failure
   module = hlo.parse(hlo.text_of(compiled))
   # Of several slices, the program is that of one: it counts the devices of its own.
@@ -258,7 +275,7 @@ def examine(
   places = [where.place(device) for device in mesh.devices.flat[:of_a_slice]]
   spent = costs.count(module, turns=program.turns)
   if len(work) == 1:
-    spent = (spent[0].with_turned(spent[1]),)
+    spent = (spent[0].plus(spent[1]),)
   parts = [
     ProgramPart(
       name=name,
@@ -320,10 +337,12 @@ def _too_large(program: programs.Program, resident: float, error: Exception) -> 
   )
 
 
-def _find_unplaceable(lowered: jax.stages.Lowered) -> list[costs.Temporary]:
+def _find_unplaceable(
+  lowered: jax.stages.Lowered, options: Mapping[str, str]
+) -> list[costs.Temporary]:
   """The array that is too large for a device by itself, as its shard there; [] without one."""
   try:
-    lowered.compile(_ANYHOW)
+    lowered.compile({**options, **_ANYHOW})
   except jax.errors.JaxRuntimeError as error:
     match = _UNPLACED.search(str(error))
     if match:

@@ -21,6 +21,8 @@ class Chip:
   peak: bfloat16 FLOP/s.
   memory: bytes of HBM that a program may use.
   bandwidth: of HBM, bytes/s.
+  clock: cycles/s, from the peak and the matrix units (four of 128 x 128 a core on v5e and v5p, four
+    of 256 x 256 in all on v6e and half a TPU7x).
   link: bytes/s of one link in one direction; there are two links for each of `dimensions`.
   ring: where a side of the slice is a multiple of it, its ends are linked as well.
   shapes: of the slices that exist, in chips.
@@ -33,6 +35,7 @@ class Chip:
   peak: float
   memory: float
   bandwidth: float
+  clock: float
   link: float
   dimensions: int
   ring: int
@@ -52,6 +55,7 @@ CHIPS: Mapping[str, Chip] = {
     peak=197 * TERA,
     memory=15.75 * GIB,
     bandwidth=819 * GIGA,
+    clock=1.5 * GIGA,
     link=400 * GIGA / 8,
     dimensions=2,
     ring=16,
@@ -63,6 +67,7 @@ CHIPS: Mapping[str, Chip] = {
     peak=459 * TERA,
     memory=95.74 * GIB,
     bandwidth=2765 * GIGA,
+    clock=1.75 * GIGA,
     link=1200 * GIGA / 12,
     dimensions=3,
     ring=4,
@@ -74,6 +79,7 @@ CHIPS: Mapping[str, Chip] = {
     peak=918 * TERA,
     memory=31.25 * GIB,
     bandwidth=1638 * GIGA,
+    clock=1.75 * GIGA,
     link=800 * GIGA / 8,
     dimensions=2,
     ring=16,
@@ -87,6 +93,7 @@ CHIPS: Mapping[str, Chip] = {
     peak=2307 * TERA / 2,
     memory=94.75 * GIB,
     bandwidth=7380 * GIGA / 2,
+    clock=2.2 * GIGA,
     link=1200 * GIGA / 12 / 2,
     dimensions=3,
     ring=4,

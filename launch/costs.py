@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from launch import exchanges, hlo, kernels, loops
+from launch import exchanges, hlo, kernels, loops, products, schedule
 
 COLLECTIVES = (
   "all-gather",
@@ -21,8 +21,6 @@ COLLECTIVES = (
   "collective-permute",
   "collective-broadcast",
 )
-# Passes over the matrix units that a product takes; bfloat16 takes one.
-_PASSES = {"highest": 6, "high": 3}
 _NO_TRAFFIC = frozenset(
   (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"),
@@ -72,12 +70,18 @@ class Costs:
   flops: of matrix products, two for each multiply-add.
   passes: the same FLOPs, each times the bfloat16 passes that its precision takes.
   bytes: read from and written to main memory.
+  cycles: of the compiler's own schedule, without collectives (launch/schedule.py).
+  vector_cycles: of these, those of instructions without a matrix product.
+  uncounted: of `passes`, those of kernels whose cycles the compiler does not state.
   transfers: collectives.
   """
 
   flops: float = 0.0
   passes: float = 0.0
   bytes: float = 0.0
+  cycles: float = 0.0
+  vector_cycles: float = 0.0
+  uncounted: float = 0.0
   transfers: list[Transfer] = dataclasses.field(default_factory=list)
 
   def collectives(self, *, between_slices: bool = False) -> dict[str, float]:
@@ -95,14 +99,10 @@ class Costs:
     """How often slices exchange something: each time, they wait for one another."""
     return sum(t.times for t in self.transfers if t.slices > 1)
 
-  def with_turned(self, turned: "Costs") -> "Costs":
-    """The sum with the costs of its loops of unknown length."""
-    return Costs(
-      flops=self.flops + turned.flops,
-      passes=self.passes + turned.passes,
-      bytes=self.bytes + turned.bytes,
-      transfers=[*self.transfers, *turned.transfers],
-    )
+  def plus(self, other: "Costs") -> "Costs":
+    """The sum with other costs."""
+    names = [field.name for field in dataclasses.fields(self)]
+    return Costs(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 def count(module: hlo.Module, *, turns: int | None) -> tuple[Costs, Costs]:
@@ -124,15 +124,17 @@ class _Counter:
     self.module, self.turns = module, turns
     self.once, self.turned = Costs(), Costs()
 
-  def visit(self, scope: loops.Scope, times: int, costs: Costs, *, fused: bool = False) -> None:
-    computation = scope.computation
-    for instruction in computation.instructions:
+  def visit(self, scope: loops.Scope, times: int, costs: Costs, *, fused: bool = False) -> bool:
+    """Adds the costs of a computation; returns whether it has a matrix product."""
+    any_product = False
+    for instruction in scope.computation.instructions:
       flops, passes = self._flops(scope, instruction)
+      has_product = flops > 0
       costs.flops += times * flops
       costs.passes += times * passes
       if not fused:
-        costs.bytes += times * traffic(self.module, computation, instruction)
-      moved = transfer(computation, instruction, times)
+        costs.bytes += times * traffic(self.module, scope.computation, instruction)
+      moved = transfer(scope.computation, instruction, times)
       if moved is not None:
         costs.transfers.append(moved)
       elif instruction.operation == "while":
@@ -143,7 +145,14 @@ class _Counter:
         within = fused or instruction.operation == "fusion"
         parameters = [(scope, operand) for operand in instruction.operands]
         for name in instruction.called:
-          self.visit(self._scope(name, parameters), times, costs, fused=within)
+          has_product |= self.visit(self._scope(name, parameters), times, costs, fused=within)
+      if not fused and moved is None:
+        cycles = times * schedule.cycles(instruction)
+        costs.cycles += cycles
+        costs.vector_cycles += 0.0 if has_product else cycles
+        costs.uncounted += 0.0 if cycles or not kernels.is_kernel(instruction) else times * passes
+      any_product |= has_product
+    return any_product
 
   def _scope(self, name: str, parameters: Sequence[tuple[loops.Scope, str]]) -> loops.Scope:
     return loops.Scope(self.module.computations[name], parameters)
@@ -152,7 +161,7 @@ class _Counter:
     if kernels.is_kernel(instruction):
       flops = kernels.flops(self.module, scope, instruction)
       return flops, flops
-    return matrix_flops(scope.computation, instruction)
+    return products.flops(scope.computation, instruction)
 
   def _visit_costliest(
     self, scope: loops.Scope, instruction: hlo.Instruction, times: int, costs: Costs
@@ -163,10 +172,8 @@ class _Counter:
       branches.append(Costs())
       self.visit(self._scope(name, [(scope, operand)]), times, branches[-1])
     most = max(branches, key=lambda branch: (branch.passes, branch.bytes))
-    costs.flops += most.flops
-    costs.passes += most.passes
-    costs.bytes += most.bytes
-    costs.transfers += most.transfers
+    for field in dataclasses.fields(Costs):
+      setattr(costs, field.name, getattr(costs, field.name) + getattr(most, field.name))
 
   def _visit_loop(
     self, scope: loops.Scope, loop: hlo.Instruction, times: int, costs: Costs
@@ -179,59 +186,6 @@ class _Counter:
     for name in loop.called:
       inner = loops.Scope(self.module.computations[name], loop=(scope, loop))
       self.visit(inner, times * trips, costs)
-
-
-def matrix_flops(computation: hlo.Computation, instruction: hlo.Instruction) -> tuple[float, float]:
-  """FLOPs of a matrix product or convolution, and the same times the passes of its precision."""
-  if instruction.operation == "dot":
-    left = computation.operand(instruction, 0).shapes[0]
-    contracted = _numbers(instruction.attribute("lhs_contracting_dims"))
-    inner = math.prod(left.sizes[axis] for axis in contracted)
-    flops = 2.0 * math.prod(instruction.shapes[0].sizes) * inner
-  elif instruction.operation == "convolution":
-    flops = _convolution_flops(computation, instruction)
-  else:
-    return 0.0, 0.0
-  precision = re.findall(r"\w+", instruction.attribute("operand_precision"))
-  return flops, flops * max((_PASSES.get(word, 1) for word in precision), default=1)
-
-
-def _convolution_flops(computation: hlo.Computation, instruction: hlo.Instruction) -> float:
-  """Two for each multiply-add on an element, none for padding.
-
-  The TPU compiler writes batched products as padded convolutions.
-  """
-  left, right = (computation.operand(instruction, i).shapes[0].sizes for i in (0, 1))
-  labels = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
-  if labels is None:
-    raise ValueError(f"{instruction.name}: a convolution without dim_labels")
-  left_axes, right_axes, out_axes = labels.groups()
-  window = dict(part.split("=") for part in instruction.attribute("window").strip("{}").split())
-  rank = len(left_axes) - 2
-  fields = {name: value.split("x") for name, value in window.items()}
-  flops = 2.0 * left[left_axes.index("b")]
-  flops *= right[right_axes.index("i")] * right[right_axes.index("o")]
-  flops /= int(instruction.attribute("batch_group_count") or 1)
-  for axis in range(rank):
-    label = str(axis)
-    flops *= _positions(
-      size=left[left_axes.index(label)],
-      taps=right[right_axes.index(label)],
-      outputs=instruction.shapes[0].sizes[out_axes.index(label)],
-      low=int(fields["pad"][axis].split("_")[0]) if "pad" in fields else 0,
-      stride=int(fields["stride"][axis]) if "stride" in fields else 1,
-      spread=int(fields["lhs_dilate"][axis]) if "lhs_dilate" in fields else 1,
-      reach=int(fields["rhs_dilate"][axis]) if "rhs_dilate" in fields else 1,
-    )
-  return flops
-
-
-def _positions(
-  *, size: int, taps: int, outputs: int, low: int, stride: int, spread: int, reach: int
-) -> int:
-  """Pairs of an output and a tap of the window that hit an element, not padding or a gap."""
-  place = np.arange(outputs)[:, None] * stride + np.arange(taps) * reach - low
-  return int(((place >= 0) & (place % spread == 0) & (place // spread < size)).sum())
 
 
 def transfer(
@@ -272,17 +226,17 @@ def first_group(instruction: hlo.Instruction) -> tuple[int, ...]:
   """
   pairs = instruction.attribute("source_target_pairs")
   if pairs:
-    return tuple(_numbers(pairs))
+    return tuple(hlo.numbers(pairs))
   text = instruction.attribute("replica_groups")
   axes = re.search(r"replica_groups=mesh\[[^{]*\{(.*?)\}", instruction.attributes)
   if axes:
     return _first_along(text, instruction.attribute("device_ids").split(" ")[0], axes.group(1))
   listed = re.match(r"\{\{([\d,]*)\}", text)
   if listed:
-    return tuple(_numbers(listed.group(1)))
+    return tuple(hlo.numbers(listed.group(1)))
   tiled = re.match(r"\[([\d,]+)\]<=(.*)", text)
   if tiled:
-    devices = _device_grid(tiled.group(2)).reshape(_numbers(tiled.group(1)))
+    devices = _device_grid(tiled.group(2)).reshape(hlo.numbers(tiled.group(1)))
     return tuple(devices[0].ravel().tolist())
   raise ValueError(f"{instruction.name}: unknown form of replica_groups: {text[:80]}")
 
@@ -299,8 +253,8 @@ def _first_along(mesh: str, order: str, axes: str) -> tuple[int, ...]:
 def _device_grid(text: str) -> np.ndarray:
   """Devices counted through a grid, its axes then reordered: `[2,4]T(1,0)`."""
   sizes, _, order = text.strip("()").partition("T(")
-  grid = _numbers(sizes)
-  return np.arange(math.prod(grid)).reshape(grid).transpose(_numbers(order) or None)
+  grid = hlo.numbers(sizes)
+  return np.arange(math.prod(grid)).reshape(grid).transpose(hlo.numbers(order) or None)
 
 
 def traffic(
@@ -427,7 +381,3 @@ def _scheduled(module: hlo.Module) -> list[hlo.Computation]:
       if instruction.operation in ("while", "call", "conditional"):
         names.extend(instruction.called)
   return [module.computations[name] for name in seen]
-
-
-def _numbers(text: str) -> list[int]:
-  return [int(number) for number in re.findall(r"\d+", text)]

@@ -165,6 +165,11 @@ def parse(text: str) -> Module:
   return Module(entry, computations)
 
 
+def numbers(text: str) -> list[int]:
+  """The numbers in a text."""
+  return [int(number) for number in re.findall(r"\d+", text)]
+
+
 def _instruction(root: str | None, name: str, rest: str) -> Instruction:
   end = _type_end(rest)
   operation = _OPERATION.match(rest, end)

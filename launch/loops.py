@@ -85,22 +85,34 @@ def trip_count(module: hlo.Module, before: Scope, loop: hlo.Instruction) -> int 
 
 
 def origin(module: hlo.Module, scope: Scope, name: str) -> hlo.Instruction:
-  """The instruction that computes a value, found through loops that only pass it on."""
+  """The instruction that computes a value, found through (nested) loops that only pass it on."""
   scope, instruction = _resolve(module, scope, name)
   if instruction.operation != "get-tuple-element":
     return instruction
   index = int(instruction.attribute("index"))
-  inner, source = _resolve(module, scope, instruction.operands[0])
+  return _origin_of_element(module, scope, instruction.operands[0], index) or instruction
+
+
+def _origin_of_element(
+  module: hlo.Module, scope: Scope, name: str, index: int
+) -> hlo.Instruction | None:
+  """The instruction that computes an element of a tuple; None where that can't be followed."""
+  scope, source = _resolve(module, scope, name)
   if source.operation == "tuple":
-    return origin(module, inner, source.operands[index])
-  if source.operation == "parameter" and inner.loop is not None:
-    outer, loop = inner.loop
-    root = inner.computation.root.name
-    unchanged = _element(module, inner, root, index) == _Linear(0, index)
-    outer, initial = _resolve(module, outer, loop.operands[0])
-    if unchanged and initial.operation == "tuple":
-      return origin(module, outer, initial.operands[index])
-  return instruction
+    return origin(module, scope, source.operands[index])
+  if source.operation == "while" and _passes_on(module, source, index):  # the state behind a loop
+    return _origin_of_element(module, scope, source.operands[0], index)
+  if source.operation == "parameter" and scope.loop is not None:  # the state in its body
+    outer, loop = scope.loop
+    if _passes_on(module, loop, index):
+      return _origin_of_element(module, outer, loop.operands[0], index)
+  return None
+
+
+def _passes_on(module: hlo.Module, loop: hlo.Instruction, index: int) -> bool:
+  """Whether the body of a `while` leaves an element of its state as it is."""
+  body = Scope(module.computations[loop.attribute("body").lstrip("%")])
+  return _element(module, body, body.computation.root.name, index) == _Linear(0, index)
 
 
 def _resolve(module: hlo.Module, scope: Scope, name: str) -> tuple[Scope, hlo.Instruction]:
@@ -148,6 +160,8 @@ def _element(
   scope, instruction = _resolve(module, scope, name)
   if instruction.operation == "tuple":
     return _value(module, scope, instruction.operands[index])
+  if instruction.operation == "while" and _passes_on(module, instruction, index):
+    return _element(module, scope, instruction.operands[0], index)
   if instruction.operation == "parameter":
     return _Linear(0, index)
   return None

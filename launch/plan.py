@@ -1,13 +1,15 @@
 """Plans a recipe on a TPU slice before one is rented: compiles it without weights or a TPU.
 
     python launch/plan.py --config=configs/moss_chatv.py:7b --topology=v5p:4x4x4 \\
-      [--quick] [--sweep] [--json] [--config.x=y …]
+      [--quick] [--sweep | --options-sweep] [--json] [--config.x=y …]
 
 Prints for each program its bytes on a chip, its FLOPs, the bytes that it moves in memory and
 between chips, and its time by the roofline. --sweep searches for the fastest mesh and the largest
-load that fit. With --quick the compiler takes about half as long; memory and seconds are then upper
-bounds (docs/pods.md). The programs are those of an RL step (launch/programs.py); the compiler is
-that of TPUs (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
+load that fit. --options-sweep compares compiler options: with --layers=2 on a shallow model, with
+--programs="rollout,train step" on these alone. With --quick the compiler takes about half as long;
+memory and seconds are then upper bounds (docs/pods.md). The programs are those of an RL step
+(launch/programs.py); the compiler is that of TPUs (libtpu). Exit codes: 0 fits; 1 does not; 2 bad
+input.
 """
 
 import argparse
@@ -46,6 +48,11 @@ def _run(argv: list[str]) -> int:
   parser.add_argument(
     "--sweep", action="store_true", help="find the fastest mesh and the largest load"
   )
+  parser.add_argument(
+    "--options-sweep", action="store_true", help="compile with each candidate of compiler options"
+  )
+  parser.add_argument("--layers", type=int, default=0, help="text layers of an options sweep")
+  parser.add_argument("--programs", default="", help="programs of an options sweep; empty: all")
   parser.add_argument("--quick", action="store_true", help="compile with little effort")
   try:
     options, rest = parser.parse_known_args(argv)
@@ -58,7 +65,12 @@ def _run(argv: list[str]) -> int:
   # A plan has no workdir; the entry point's own parser reads the rest and checks each field.
   config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])
   topology.prepare(quick=options.quick)
-  from launch import analysis, report, sweep  # import only now: `prepare` comes before jax starts
+  from launch import (
+    analysis,
+    options_sweep,
+    report,
+    sweep,
+  )  # import only now: `prepare` comes before jax starts
   from vr_jax.parallel import mesh
   from vr_jax.train import config_checks, model_setup
 
@@ -69,6 +81,17 @@ def _run(argv: list[str]) -> int:
     print(json.dumps(sweep.as_json(found)) if options.json else sweep.as_text(found))
     return 0 if found.best is not None else 1
   config = model_setup.clamp_microbatches(config, mesh.make_mesh(config.mesh, where.devices))
+  if options.options_sweep:
+    names = [name.strip() for name in options.programs.split(",") if name.strip()]
+    outcomes = options_sweep.compare(
+      config, where, layers=options.layers, names=names, progress=_say
+    )
+    print(
+      json.dumps(options_sweep.as_json(outcomes))
+      if options.json
+      else options_sweep.as_text(outcomes)
+    )
+    return 0 if any(one.fits for one in outcomes) else 1
   plan = analysis.analyse(config, where, progress=_say)
   print(json.dumps(report.as_json(plan)) if options.json else report.as_text(plan))
   return 0 if plan.fits else 1

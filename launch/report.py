@@ -4,6 +4,10 @@ from typing import Any
 
 from launch import analysis, chips, roofline, topology
 
+LEFT_OUT = (
+  "left out: the host's work (clips, rewards, dispatch), collectives that wait for their operands, "
+  "delays between slices, vector work of kernels, moves between lanes in sorts"
+)
 _LOAD = ("prompts", "group", "time", "prefix", "frames", "patches", "microbatches")
 
 
@@ -24,6 +28,7 @@ def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
     "step": {
       "seconds": plan.seconds,
       "chip_hours": plan.chip_hours,
+      "schedule": plan.seconds_of("schedule"),
       "network": plan.seconds_of("network"),
       "dcn": plan.seconds_of("dcn"),
     }
@@ -65,6 +70,7 @@ def _part(plan: analysis.SlicePlan, part: analysis.ProgramPart) -> dict[str, Any
     "between_slices": part.costs.collectives(between_slices=True),
     "exchanges": part.costs.exchanges,
     "seconds": {name: getattr(line, name) for name in roofline.RESOURCES},
+    "beside": {name: getattr(line, name) for name in ("schedule", "vector", "latency")},
     "bound": line.bound,
     "utilisation": utilisation(plan, part),
   }
@@ -106,7 +112,7 @@ def as_text(plan: analysis.SlicePlan) -> str:
 
 
 _MEMORY = (22, 10, 12, 8, 8, 8, 5)
-_TIME = (22, 6, 9, 9, 9, 10, 9, 9, 9, 9, 6)
+_TIME = (22, 6, 9, 9, 9, 10, 9, 9, 9, 9, 6, 9, 9)
 _TIME_OF_SLICES = (*_TIME[:6], 9, *_TIME[6:9], 9, *_TIME[9:])
 
 
@@ -127,8 +133,13 @@ def _time_table(plan: analysis.SlicePlan) -> list[str]:
   widths = _TIME_OF_SLICES if several else _TIME
   times = roofline.RESOURCES if several else roofline.RESOURCES[:-1]
   counts = ("TFLOP", "x count", "GB", "GB links", *["GB DCN"] * several)
-  heads = ("part", "runs", *counts, *times, "bound", "MFU")
-  lines = ["one run on each device; seconds by the roofline", _row(*heads, widths=widths)]
+  heads = ("part", "runs", *counts, *times, "bound", "MFU", "XLA", "vector")
+  lines = [
+    "one run on each device; seconds by the roofline; XLA: by the compiler's own schedule without "
+    "collectives,",
+    "kernels at peak FLOPs; vector: of these, instructions without a matrix product",
+    _row(*heads, widths=widths),
+  ]
   for one in plan.analyses:
     for part in one.parts:
       line, moved = part.roofline, part.costs.collectives()
@@ -144,6 +155,8 @@ def _time_table(plan: analysis.SlicePlan) -> list[str]:
         *(f"{getattr(line, name):.3f}" for name in times),
         line.bound,
         f"{utilisation(plan, part):.0%}",
+        f"{line.schedule:.3f}",
+        f"{line.vector:.3f}",
       ]
       lines.append(_row(*cells, widths=widths))
       lines += [f"    {kind}: {size / chips.GIGA:.3f} GB" for kind, size in moved.items()]
@@ -175,11 +188,15 @@ def _verdict(plan: analysis.SlicePlan) -> list[str]:
       *advice,
     ]
   lines = [f"fits; {plan.seconds:.2f} s and {plan.chip_hours:.3f} chip-hours an RL step at best"]
+  lines.append(
+    f"by XLA's own schedule, without collectives: {plan.seconds_of('schedule'):.2f} s; delays of "
+    f"small collectives, counted in links: {plan.seconds_of('latency'):.3f} s"
+  )
   shares = [f"links {plan.seconds_of('network') / plan.seconds:.0%}"]
   if plan.slice.count > 1:
     shares.append(f"DCN {plan.seconds_of('dcn') / plan.seconds:.0%}")
   lines.append(f"busy with collectives for this share of it: {', '.join(shares)}")
-  return [*lines, *advice]
+  return [*lines, LEFT_OUT, *advice]
 
 
 def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:

@@ -2,7 +2,7 @@
 
 Links are those between the chips of a slice; DCN, the network of the data centre, joins slices.
 Each is taken to run at its peak rate and in parallel with the others; collectives over the same
-one run one by one.
+one run one by one, and each takes at least the delay of the hops on its way.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,31 @@ import dataclasses
 
 from launch import chips, costs
 
+# Seconds from a chip to its neighbour, however few the bytes. Source: "How to Scale Your Model"
+# (jax-ml.github.io/scaling-book), part 3.
+HOP = 1e-6
 RESOURCES = ("compute", "memory", "network", "dcn")
 Place = tuple[int, ...]  # of a device: its chip along each dimension of the slice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline:
-  """Seconds that a program needs of each resource at its peak rate."""
+  """Seconds that a program needs of each resource at its peak rate.
+
+  Beside these, and in none of them:
+  schedule: seconds by the compiler's own cost model, one instruction after the other, without
+    collectives; kernels at peak FLOPs.
+  vector: of these, instructions without a matrix product: vector work and sorts.
+  latency: of `network`, the delays of links, where they take longer than the bytes.
+  """
 
   compute: float
   memory: float
   network: float
   dcn: float = 0.0
+  schedule: float = 0.0
+  vector: float = 0.0
+  latency: float = 0.0
 
   @property
   def seconds(self) -> float:
@@ -41,12 +54,18 @@ def estimate(
 
   places: of the devices of a slice, in the order of the mesh.
   """
+  within = [
+    (t.times, transfer_seconds(t, chip, places, sides), latency(t, chip, places, sides))
+    for t in spent.transfers
+    if t.slices == 1
+  ]
   return Roofline(
     compute=spent.passes / chip.peak,
     memory=spent.bytes / chip.bandwidth,
-    network=sum(
-      t.times * transfer_seconds(t, chip, places, sides) for t in spent.transfers if t.slices == 1
-    ),
+    network=sum(times * max(moved, delay) for times, moved, delay in within),
+    latency=sum(times * max(0.0, delay - moved) for times, moved, delay in within),
+    schedule=spent.cycles / chip.clock + spent.uncounted / chip.peak,
+    vector=spent.vector_cycles / chip.clock,
     dcn=sum(t.times * sent_between_slices(t) for t in spent.transfers if t.slices > 1) / chip.dcn,
   )
 
@@ -91,6 +110,25 @@ def transfer_seconds(
     return transfer.bytes * max(lengths, default=1 / rate)
   share = (count - 1) / count
   return transfer.bytes * share * (2 if transfer.kind == "all-reduce" else 1) / rate
+
+
+def latency(
+  transfer: costs.Transfer, chip: chips.Chip, places: Sequence[Place], sides: Sequence[int]
+) -> float:
+  """Seconds of one run of a collective that moves no bytes: the hops on its way, one by one.
+
+  The farthest chip of a ring is half of it away, that of a line all of it.
+  """
+  group = [places[device] for device in transfer.devices]
+  if len(group) < 2:
+    return 0.0
+  if transfer.kind == "collective-permute":
+    return HOP * max(1.0, _mean_hops(group, chip, sides))
+  spans = [len({place[axis] for place in group}) for axis in range(len(sides))]
+  hops = sum(
+    span // 2 if _joined(side, chip) else span - 1 for span, side in zip(spans, sides, strict=True)
+  )
+  return HOP * max(1, hops) * (2 if transfer.kind == "all-reduce" else 1)
 
 
 def _link(group: Sequence[Place], chip: chips.Chip) -> float:

@@ -427,6 +427,12 @@ class RunConfig:
     "Devices on the axes data, fsdp, sequence, tensor; -1: all that are left.",
     change="rounding",
   )
+  compiler_options: tuple[str, ...] = field(
+    (),
+    "XLA options for TPUs, each as xla_NAME=VALUE, over those that vr_jax has for the generation "
+    "(docs/pods.md); xla_NAME= leaves one out.",
+    change="rounding",
+  )
   cpu_devices: int = field(
     0,
     "Number of devices that a CPU counts as; 0: as JAX says. Without effect if XLA_FLAGS or JAX "

@@ -212,7 +212,7 @@ def check(argv: Sequence[str]) -> int:
 def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   """Runs the stages of `mode` in a workdir. A notebook calls this instead of the command line."""
   # JAX and the modules that use it import slowly: a mistyped flag should not wait for them.
-  from vr_jax.parallel import cpu_memory, mesh, processes
+  from vr_jax.parallel import compiler_options, cpu_memory, mesh, processes
   from vr_jax.train import (
     compilations,
     config_checks,
@@ -227,6 +227,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   from vr_jax.train import workdir as workdir_lib
 
   config_checks.check(config)
+  compiler_options.set_for_machine(config.compiler_options)
   mesh.set_cpu_devices(config.cpu_devices)
   if config.model.lora.rank:
     cpu_memory.keep_narrow_weights()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import costs, hlo
+from launch import costs, hlo, products
 from tests.launch import programs_text
 
 PRODUCT = 2 * 8 * 16 * 16  # FLOPs of the loop's product
@@ -20,7 +20,7 @@ def instruction(line: str, *operands: str) -> tuple[hlo.Computation, hlo.Instruc
 
 
 def flops(line: str, *operands: str) -> float:
-  return costs.matrix_flops(*instruction(line, *operands))[0]
+  return products.flops(*instruction(line, *operands))[0]
 
 
 def test_what_a_loop_does_counts_as_often_as_it_runs():
@@ -109,7 +109,7 @@ def test_a_batched_product_written_as_a_padded_convolution_counts_as_the_product
   )
   left, right = "f32[4,2,8,72,2,72]{5,4,3,2,1,0}", "f32[4,8,72,2,32,1]{5,4,3,2,1,0}"
   main, root = instruction(line, left, right)
-  counted, passes = costs.matrix_flops(main, root)
+  counted, passes = products.flops(main, root)
   assert counted == 2 * 4 * 2 * 8 * 72 * 2 * 72 * 32
   assert passes == 6 * counted
 

@@ -91,3 +91,25 @@ def test_the_table_is_of_whole_chips_and_counts_each_link_once():
     both_ways = 2 * links * chip.link / 1e9
     found = (chip.peak / 1e12, chip.bandwidth / 1e9, both_ways, 8 * chip.dcn / 1e9)
     assert [halves * number for number in found] == pytest.approx(stated[name])
+
+
+def test_a_collective_takes_at_least_the_hops_to_its_farthest_chip():
+  """A ring of 4 has it 2 hops away, a line of 2 one; an all-reduce goes there and back."""
+  for kind, places, sides, hops in (
+    ("all-gather", line(4), (4, 1, 1), 2),
+    ("all-gather", line(2), (2, 1, 1), 1),
+    ("all-reduce", [(x, y, 0) for x in range(4) for y in range(2)], (4, 2, 1), 2 * 3),
+    ("collective-permute", [(0, 0, 0), (1, 1, 1)], (2, 2, 2), 3),
+    ("all-reduce", line(1), (2, 2, 1), 0),
+  ):
+    few = costs.Costs(transfers=[costs.Transfer(kind, 8.0, tuple(range(len(places))), 10)])
+    found = roofline.estimate(few, V5P, places, sides)
+    assert found.network == pytest.approx(10 * hops * 1e-6)
+    assert found.latency == pytest.approx(found.network, rel=0.01)
+
+
+def test_the_compilers_cycles_and_kernels_at_peak_make_the_schedule_beside_the_roofline():
+  spent = costs.Costs(cycles=3e9, vector_cycles=1.5e9, passes=197e12, uncounted=197e12)
+  found = roofline.estimate(spent, V5E, [(0, 0)], (1, 1))
+  assert (found.schedule, found.vector) == (pytest.approx(3), pytest.approx(1))
+  assert found.seconds == pytest.approx(1)

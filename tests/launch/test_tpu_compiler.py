@@ -1,5 +1,7 @@
 """Programs compiled here by the TPU compiler: our parser understands its output."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from launch import analysis, costs, hlo, programs, report, roofline, topology
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.models.common import attention_splash
+from vr_jax.parallel import compiler_options
 
 WIDTH = 512
 
@@ -144,7 +147,7 @@ def test_a_program_that_the_compiler_refuses_for_another_reason_is_bad_input(whe
     def lower(self, *_):
       return self
 
-    def compile(self):
+    def compile(self, options):
       raise jax.errors.JaxRuntimeError(
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. 17.1M"
       )
@@ -213,3 +216,24 @@ def test_a_plan_of_the_smallest_recipe():
   assert part.costs.bytes > 0
   assert sum(part.costs.collectives().values()) > 0
   assert 0 < report.utilisation(found, part) < 1
+
+
+def test_cycles_are_the_compilers_of_each_turn_and_sorts_count_as_vector_work(mesh):
+  x = abstract(mesh, (WIDTH, WIDTH))
+  one, many = (counted(functools.partial(layers, count=n), x)[0] for n in (4, 12))
+  assert one.cycles > 0
+  assert 2.5 < many.cycles / one.cycles < 3.1
+  ordered, _ = counted(lambda a: jnp.sort(a, axis=-1), abstract(mesh, (8, 4096)))
+  # 12 levels: 78 stages of a comparison and a selection, 4,096 elements a cycle.
+  assert ordered.vector_cycles >= 8 * 4096 * 78 * 2 / 4096
+  assert ordered.flops == 0
+
+
+@pytest.mark.parametrize("generation", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_the_compiler_takes_every_option_of_a_generation(generation):
+  where = topology.find(generation)
+  alone = jax.sharding.Mesh(np.asarray(where.devices[:1]), ("all",))
+  x = abstract(alone, (128, 128))
+  options = compiler_options.options_for(where.devices[0].device_kind)
+  assert options == dict(compiler_options.OPTIONS[generation.partition(":")[0]])
+  jax.jit(lambda a: a + 1).lower(x).compile(options)

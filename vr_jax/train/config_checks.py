@@ -10,6 +10,7 @@ import ml_collections
 from vr_jax import config_fields, errors, model_endpoint, optional_sections, schema
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
+from vr_jax.parallel import compiler_options
 from vr_jax.train import config_changes, paths, profiling, secrets, wandb_log
 
 Problems = Iterator[errors.InputError]
@@ -52,6 +53,7 @@ def problems(config: ml_collections.ConfigDict) -> Problems:
   yield from _check_together(config, environment)
   yield from as_problems(lambda: profiling.parse_steps(config.log.profile_steps))
   yield from as_problems(lambda: recipe.check_config(config))
+  yield from as_problems(lambda: compiler_options.check(config.compiler_options))
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     yield errors.InputError(
       f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), "
