@@ -177,6 +177,7 @@ def test_an_unknown_form_of_replica_groups_is_an_error():
 def test_a_transfer_has_the_bytes_of_its_result_or_of_what_goes_in(line, kind, size):
   main, root = instruction(line, "bf16[2,4]{1,0}")
   found = costs.transfer(main, root, 3)
+  assert found is not None
   assert (found.kind, found.bytes, found.times) == (kind, size, 3)
 
 
