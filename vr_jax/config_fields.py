@@ -429,8 +429,7 @@ class RunConfig:
   )
   compiler_options: tuple[str, ...] = field(
     (),
-    "XLA options for TPUs, each as xla_NAME=VALUE, over those that vr_jax has for the generation "
-    "(docs/pods.md); xla_NAME= leaves one out.",
+    "XLA options for TPUs, xla_NAME=VALUE each; xla_NAME= leaves a default out (docs/pods.md).",
     change="rounding",
   )
   cpu_devices: int = field(
