@@ -37,7 +37,7 @@ def _assert_the_same(refilled, expected):
   ("temperature", "slots", "chunk"), [(0.0, 4, 4), (0.9, 4, 4), (0.9, 7, 32)]
 )
 def test_tokens_are_those_of_a_slot_for_each_reply(temperature, slots, chunk, monkeypatch):
-  monkeypatch.setattr(refill_sampler, "_CHUNK", chunk)
+  monkeypatch.setattr(refill_sampler, "CHUNK", chunk)
   arguments, decoding = _network(None, temperature=temperature, slots=slots, max_new_tokens=13)
   expected = sampler.sample(*arguments, decoding=decoding)
   refilled, computed = refill_sampler.sample_counting(*arguments, decoding=decoding)
@@ -51,7 +51,7 @@ def test_tokens_are_those_of_a_slot_for_each_reply(temperature, slots, chunk, mo
   ("shape", "count"), [((1, 2, 2, 1), 4), ((2, 2, 1, 1), 3), ((1, 2, 1, 2), 4)]
 )
 def test_on_several_devices_tokens_are_those_of_one(shape, count, monkeypatch):
-  monkeypatch.setattr(refill_sampler, "_CHUNK", 4)
+  monkeypatch.setattr(refill_sampler, "CHUNK", 4)
   arguments, decoding = _network(None, count=count, slots=4)
   expected = sampler.sample(*arguments, decoding=decoding)
   mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
@@ -94,7 +94,7 @@ def test_replies_in_fewer_slots_cost_fewer_tokens():
 def test_prompts_beyond_the_prompt_slots_are_loaded_once_a_group_has_ended():
   places = refill_sampler.RefillLayout.choose(layout_lib.OneDevice(), 9, 4, 8)
   assert (places.slots, places.prefill, places.prompt_slots) == (8, 2, 4)
-  block = refill_sampler._Block(0, places, 4)
+  block = refill_sampler.BlockQueue(0, places, 4)
   assert [block.load(needed=False) for _ in range(3)] == [[(0, 0), (1, 1)], [(2, 2), (3, 3)], []]
   replies = [block.admit() for _ in range(16)]
   assert not block.is_next_resident()

@@ -30,7 +30,7 @@ from vr_jax.parallel import same_programs
 from vr_jax.rollout import sampler, turn_decode
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
-_CHUNK = 32  # most steps between two admissions
+CHUNK = 32  # most steps between two admissions
 _WAVES = 2  # the prompt slots hold the groups of all slots so many times
 
 
@@ -93,7 +93,7 @@ class _Reply:
   written: int = 0
 
 
-class _Block:
+class BlockQueue:
   """What the host knows of a block: which prompts have keys, and which replies wait."""
 
   def __init__(self, block: int, places: RefillLayout, group: int):
@@ -156,11 +156,11 @@ def sample_counting(
   layout = nnx.merge(graphdef, params).layout
   prompts, group, time = len(prompt.tokens), decoding.group, decoding.max_new_tokens
   places = RefillLayout.choose(layout, prompts, group, decoding.slots)
-  chunk = min(_CHUNK, time)
+  chunk = min(CHUNK, time)
   next_position = jax.device_get(turn_decode.replicate(layout, jnp.asarray(prompt.next_position)))
   tokens = np.zeros((prompts, group, time), np.int32)
   log_probs, lengths = np.zeros(tokens.shape, np.float32), np.zeros((prompts, group), np.int32)
-  blocks = [_Block(block, places, group) for block in range(places.blocks)]
+  blocks = [BlockQueue(block, places, group) for block in range(places.blocks)]
   running: list[_Reply | None] = [None] * (places.devices * places.slots)
   prefix, state = _open_slots(
     graphdef, params, prompt, places=places, slots=len(running), length=time
@@ -179,7 +179,7 @@ def sample_counting(
     if not active:
       break
     waiting = any(block.waiting for block in blocks)
-    stop = min(places.slots - max(1, places.slots // 8), active - 1) if waiting else 0
+    stop = stop_at_unfinished(places.slots, int(active)) if waiting else 0
     state, decoded = turn_decode.decode(
       graphdef,
       decode_params,
@@ -210,6 +210,14 @@ def sample_counting(
   return _rollout(layout, tokens, log_probs, lengths), computed
 
 
+def stop_at_unfinished(slots: int, active: int) -> int:
+  """Unfinished replies of a device at which a chunk stops for waiting ones, with some slots active.
+
+  An eighth of the slots is to be free, since each stop costs about as much as a few steps.
+  """
+  return min(slots - max(1, slots // 8), active - 1)
+
+
 def _count_steps(
   layout: layout_lib.Layout,
   counts: Int[np.ndarray, "slots"],
@@ -229,7 +237,7 @@ def _fill_slots(
   prompt: records.Prompt,
   prefix: interface.Prefix,
   state: turn_decode.EpisodeDecodeState,
-  blocks: list[_Block],
+  blocks: list[BlockQueue],
   running: list[_Reply | None],
   *,
   places: RefillLayout,
