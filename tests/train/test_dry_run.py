@@ -13,6 +13,7 @@ from vr_jax import errors, main
 from vr_jax.data import ingest_trial
 from vr_jax.models.common import flops
 from vr_jax.parallel import accelerators
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
   data_stage,
   dry_run,
@@ -154,6 +155,33 @@ def test_what_needs_no_tokenizer_is_found_without_one(given, capsys, tmp_path, m
   assert missing == (size is not None and float(size[1]) > 3.75e9 * 12 / 2**30)
 
 
+def test_what_a_run_would_skip_is_no_problem_unless_nothing_is_left(given, capsys, tmp_path):
+  raw, records = given
+  plain = [{**each, "steps": []} for each in records]
+  fields = {"data__on_bad": "skip", "data__test_fraction": 0.25}
+  config = nano.config(**_fields(raw, [plain[0], *records[1:]], **fields))
+  count, _, lines = _report(capsys, config, tmp_path / "run")
+  assert count == 0
+  (line,) = (each for each in lines if each.startswith("would be skipped: "))
+  assert records[0]["id"] in line and "it has no reference reply" in line
+  _, problems, _ = _report(capsys, nano.config(**_fields(raw, plain, **fields)), tmp_path / "run")
+  assert any("train: not one good example is left; first, " in each for each in problems)
+
+
+def test_short_clips_and_the_size_of_the_run_are_told(data, capsys, tmp_path):
+  config = nano.config(data__directory=str(data))
+  _, _, lines = _report(capsys, config, tmp_path / "run")
+  rl = config.rl
+  assert any(
+    each.startswith(f"run: rl: {rl.steps} steps of {rl.num_iterations} update")
+    and f"{rl.batch_size} prompts x {rl.num_generations} replies" in each
+    for each in lines
+  )
+  assert not any("fewer stored frames" in each for each in lines)
+  dry_run._add_short_clips(config, [1, config.data.frames], lines)
+  assert lines[-1].startswith("data: 1 of 2 clips have fewer stored frames than the ")
+
+
 def test_annotations_that_were_edited_are_noticed_by_all_that_read_the_store(
   data, capsys, tmp_path
 ):
@@ -253,12 +281,22 @@ def test_the_estimated_state_is_that_of_a_learner(context, data):
   assert (estimate.sft_step, estimate.rl_step) == (None, None)
 
 
-def test_a_device_with_too_little_memory_is_a_problem(data, capsys, tmp_path, monkeypatch):
-  monkeypatch.setattr(estimates, "_available_bytes", lambda mesh: 1000)
+def test_advice_about_memory_is_what_would_help(data, capsys, tmp_path, monkeypatch):
   config = nano.config(data__directory=str(data))
-  count, problems, _ = _report(capsys, config, tmp_path / "run")
-  assert count == 1
-  assert "config.mesh" in problems[0] and "config.model.lora.rank" in problems[0]
+  monkeypatch.setattr(estimates, "_available_bytes", lambda mesh: 1000)
+  (problem,) = _report(capsys, config, tmp_path / "run")[1]
+  assert problem.endswith("use a host with more memory")  # the state alone is larger
+  # Longer replies, whose keys and values need more than the gradient.
+  config = nano.config(data__directory=str(data), rl__num_generations=64)
+  memory = estimates.estimate(config, mesh_lib.make_mesh(config.mesh)).memory
+  assert memory.cache > 2 * memory.gradient
+  room = memory.state + memory.sampling - memory.cache // 4
+  monkeypatch.setattr(estimates, "_available_bytes", lambda mesh: room)
+  (problem,) = _report(capsys, config, tmp_path / "run")[1]
+  advised = re.search(r"fewer replies \(config.rl.batch_size=(\d+)\)", problem)
+  assert advised is not None and int(advised[1]) < config.rl.batch_size
+  config.rl.batch_size = int(advised[1])
+  assert not [each for each in _report(capsys, config, tmp_path / "run")[1] if "memory" in each]
 
 
 def test_time_is_that_of_products_and_of_reading_the_weights(context, data, monkeypatch):

@@ -58,16 +58,26 @@ class ReferenceChecks:
   environment: environment_lib.Environment
 
   def problems(
-    self, source: Iterable[records.Example], store: frame_store.FrameStore, split: str
+    self,
+    source: Iterable[records.Example],
+    store: frame_store.FrameStore,
+    split: str,
+    lengths: list[int],
   ) -> Iterator[str]:
-    """Yields one line for each example that can't be used; nothing is raised or written."""
+    """Yields one line for each example that can't be used; nothing is raised or written.
+
+    lengths: gets the number of frames of each good example about a video.
+    """
     for example in source:
       where = batches.example_name(example)
       try:
         supervised = split != "test" and bool(self.config.sft.steps)
-        self._check(example, store, where, supervised=supervised)
+        frames = self._check(example, store, where, supervised=supervised)
       except errors.InputError as error:
         yield f"{where}: {str(error).removeprefix(f'{where}: ').removeprefix(f'{example.id}: ')}"
+      else:
+        if example.shown.start < example.shown.end:
+          lengths.append(frames)
 
   def _check(
     self,

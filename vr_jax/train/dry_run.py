@@ -3,7 +3,7 @@
 Nothing is written to the workdir, and nothing is trained.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import itertools
@@ -12,10 +12,19 @@ from pathlib import Path
 import shutil
 import tempfile
 
+import jax
 import ml_collections
 
 from vr_jax import errors, records
-from vr_jax.data import annotations, examples, frame_store, ingest, ingest_trial, trace_store
+from vr_jax.data import (
+  annotations,
+  examples,
+  frame_store,
+  ingest,
+  ingest_trial,
+  sampling,
+  trace_store,
+)
 from vr_jax.envs import registry
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
@@ -123,7 +132,7 @@ def _data_problems(
   shards, directory = paths.shards_directory(config, workdir), paths.data_directory(config, workdir)
   if shards.is_dir() or trace_store.summary(directory) is not None:
     lines.append(f"data: {directory} is complete")
-    yield from _stored_problems(config, workdir, shards, model_is_good=model_is_good)
+    yield from _stored_problems(config, workdir, shards, lines, model_is_good=model_is_good)
     return
   with contextlib.ExitStack() as stack:
     try:
@@ -149,12 +158,17 @@ def _data_problems(
     if scale == 1:
       found += _as_lines(data_stage.split_problems(config, trial.splits))
     test = {example.id for example in trial.splits["test"]}
-    for split, part in (
-      ("test", [each for each in trial.examples if each.id in test]),
-      ("train", [each for each in trial.examples if each.id not in test]),
-    ):
-      found += checks.problems(part, trial.store, split)
+    parts = {
+      "test": [each for each in trial.examples if each.id in test],
+      "train": [each for each in trial.examples if each.id not in test],
+    }
+    unusable, lengths = _find_unusable(checks, parts, trial.store)
+    if config.data.on_bad == "skip":
+      yield from _skipped(unusable, parts if trial.read == trial.videos else {}, lines)
+    else:
+      found += [problem for split in unusable.values() for problem in split]
     yield from _first_ones(found, "records and videos")
+    _add_short_clips(config, lengths, lines)
     count = round(scale * trial.videos)
     stored = trial.stored_bytes * count / max(trial.read, 1)
     taken[0] += round(stored)
@@ -191,7 +205,12 @@ def _find_videos(
 
 
 def _stored_problems(
-  config: ml_collections.ConfigDict, workdir: Path, shards: Path, *, model_is_good: bool
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  shards: Path,
+  lines: list[str],
+  *,
+  model_is_good: bool,
 ) -> Iterator[str]:
   try:
     ingest.check_annotations(shards, paths.annotation_file(config, workdir))
@@ -201,14 +220,62 @@ def _stored_problems(
   except errors.InputError as error:
     yield str(error)
     return
+  parts = {split: list(_all(source)) for split, source in sources.items()}
+  unusable, lengths = _find_unusable(checks, parts, store)
   found = []
-  if config.data.on_bad == "stop":
-    for split, source in sources.items():
-      found += checks.problems(_all(source), store, split)
+  if config.data.on_bad == "skip":
+    found += _skipped(unusable, parts, lines)
+  else:
+    found += [problem for split in unusable.values() for problem in split]
   yield from _first_ones(found, "examples")
+  _add_short_clips(config, lengths, lines)
   if isinstance(checks, check_examples.Checks) and not found:
     yield from _as_lines(
       config_checks.as_problems(lambda: data_stage.check_before_training(config, workdir, "all"))
+    )
+
+
+def _find_unusable(
+  checks: check_examples.ReferenceChecks,
+  parts: Mapping[str, Sequence[records.Example]],
+  store: frame_store.FrameStore,
+) -> tuple[dict[str, list[str]], list[int]]:
+  """A line for each example that can't be used, by split; and the frames of the other clips."""
+  lengths: list[int] = []
+  unusable = {
+    split: list(checks.problems(part, store, split, lengths)) for split, part in parts.items()
+  }
+  return unusable, lengths
+
+
+def _skipped(
+  unusable: Mapping[str, Sequence[str]],
+  parts: Mapping[str, Sequence[records.Example]],
+  lines: list[str],
+) -> Iterator[str]:
+  """Adds what a run with on_bad "skip" leaves out to `lines`; a problem if nothing is left.
+
+  parts: the examples by split, where these are all that the run has.
+  """
+  found = [problem for split in unusable.values() for problem in split]
+  lines += [f"would be skipped: {problem}" for problem in found[:SHOWN]]
+  if len(found) > SHOWN:
+    lines.append(f"would be skipped: {len(found) - SHOWN} more (config.data.on_bad)")
+  for split, part in parts.items():
+    if part and len(unusable[split]) == len(part):
+      yield f"{split}: not one good example is left; first, {unusable[split][0]}"
+
+
+def _add_short_clips(
+  config: ml_collections.ConfigDict, lengths: Sequence[int], lines: list[str]
+) -> None:
+  """Adds a line about clips with fewer frames than the recipe asks for, if there are any."""
+  usual = sampling.usual_frames(paths.sampling_rule(config.data))
+  if short := [length for length in lengths if length < usual]:
+    lines.append(
+      f"data: {len(short)} of {len(lengths)} clips have fewer stored frames than the {usual} of a "
+      f"clip; they show fewer, at least {min(short)} (config.data.required_frames, "
+      "config.data.fps)"
     )
 
 
@@ -269,6 +336,7 @@ def _machine_problems(
   except errors.InputError as error:
     yield str(error)
     return
+  lines += _describe_steps(config)
   kind, memory = mesh.devices.flat[0].device_kind, estimate.memory
   known = f" of {_size(memory.available)}" if memory.available else ""
   lines.append(
@@ -279,8 +347,7 @@ def _machine_problems(
   if memory.available and memory.total > memory.available:
     yield (
       f"{kind}: a device has {_size(memory.available)} of memory, and the run needs at least "
-      f"{_size(memory.total)}; use more devices (config.mesh), adapters (config.model.lora.rank) "
-      "or fewer replies (config.rl.batch_size)"
+      f"{_size(memory.total)}; use {_memory_advice(config, mesh, memory)}"
     )
   taken[0] += estimate.checkpoint_bytes
   lines.append(f"disk: {_size(estimate.checkpoint_bytes)} of checkpoints, while one is written")
@@ -299,6 +366,48 @@ def _machine_problems(
         else f"time: {stage}: at least {step:.3g} s a step by the device's peak rates, "
         f"{_duration(step * steps)} for {steps} steps"
       )
+
+
+def _describe_steps(config: ml_collections.ConfigDict) -> Iterator[str]:
+  """What the run's steps come to: how many updates, of what size at the most."""
+  sft, rl = config.sft, config.rl
+  if sft.steps:
+    yield (
+      f"run: sft: {sft.steps} updates of {sft.batch_size} examples, replies of at most "
+      f"{sft.max_reply_tokens} tokens"
+    )
+  if rl.steps:
+    yield (
+      f"run: rl: {rl.steps} steps of {rl.num_iterations} update{'s' * (rl.num_iterations != 1)}, "
+      f"each of {rl.batch_size} prompts x {rl.num_generations} replies of at most "
+      f"{rl.max_new_tokens} tokens"
+    )
+  frames = max(config.model.frame_buckets) * sampling.TEMPORAL_PATCH
+  yield (
+    f"run: a prompt shows at most {frames} frames of at most {config.model.max_pixels} pixels, and has at "
+    f"most {max(config.model.prefix_buckets)} tokens"
+  )
+
+
+def _memory_advice(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, memory: estimates.DeviceMemory
+) -> str:
+  """What makes a run fit its devices; each way but the first was estimated to be enough."""
+  assert memory.available is not None
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  ways = ["a host with more memory" if on_cpu else "more devices (config.mesh)"]
+  if not config.model.lora.rank:
+    adapted = ml_collections.ConfigDict(config.to_dict())
+    adapted.model.lora.rank = 16
+    with contextlib.suppress(errors.InputError):
+      if estimates.estimate(adapted, mesh).memory.total <= memory.available:
+        ways.append("adapters (config.model.lora.rank=16)")
+  room = memory.available - memory.state - (memory.sampling - memory.cache)
+  if memory.state + memory.gradient <= memory.available and 0 < room < memory.cache:
+    size = config.rl.batch_size * room // memory.cache // mesh.size * mesh.size
+    if size:
+      ways.append(f"fewer replies (config.rl.batch_size={size})")
+  return " or ".join(ways)
 
 
 def _disk_problems(

@@ -27,12 +27,14 @@ class DeviceMemory:
   state: parameters, optimizer, reference and critic.
   gradient: of the parameters that are trained.
   sampling: the weights that decoding reads, and the keys and values of prompts and replies.
+  cache: of `sampling`, the keys and values, which grow with rl.batch_size.
   available: of the device, or of the host's memory that a CPU device has a share of; None: unknown.
   """
 
   state: int
   gradient: int
   sampling: int
+  cache: int
   available: int | None
 
   @property
@@ -85,7 +87,8 @@ def estimate(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Esti
     memory=DeviceMemory(
       state=_device_bytes(state),
       gradient=_device_bytes(trained),
-      sampling=_sampling_bytes(net, shapes),
+      sampling=_decode_weight_bytes(net) + _cache_bytes(net, shapes),
+      cache=_cache_bytes(net, shapes),
       available=_available_bytes(mesh),
     ),
     checkpoint_bytes=CHECKPOINTS * one,
@@ -107,18 +110,23 @@ def _device_bytes(tree: PyTree) -> int:
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in _leaves(tree))
 
 
-def _sampling_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:
-  """Bytes of a device for weights in the activations' dtype, and for keys and values."""
+def _decode_weight_bytes(net: model_setup.ModelSetup) -> int:
+  """Bytes of a device for the weights that decoding reads, in the activations' dtype."""
   params, itemsize = net.abstract_params, jnp.dtype(net.model.dtype).itemsize
+  if itemsize == 4 and net.mesh.size == 1:
+    return 0  # the parameters themselves are read
   whole = net.config.rl.replicate_weights_for_decode
-  count = sum(
+  return itemsize * sum(
     math.prod(x.shape if whole else x.sharding.shard_shape(x.shape)) for x in _leaves(params)
   )
-  if itemsize == 4 and net.mesh.size == 1:
-    count = 0  # the parameters themselves are read
+
+
+def _cache_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:
+  """Bytes of a device for keys and values of prompts and replies."""
   text = net.model.text_sizes
   tokens = shapes.prompts * (shapes.prefix + shapes.group * shapes.time)
-  return itemsize * (count + text.layers * text.kv_width * tokens // net.mesh.size)
+  itemsize = jnp.dtype(net.model.dtype).itemsize
+  return itemsize * (text.layers * text.kv_width * tokens // net.mesh.size)
 
 
 def _feature_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:
