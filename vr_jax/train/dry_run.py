@@ -384,8 +384,8 @@ def _describe_steps(config: ml_collections.ConfigDict) -> Iterator[str]:
     )
   frames = max(config.model.frame_buckets) * sampling.TEMPORAL_PATCH
   yield (
-    f"run: a prompt shows at most {frames} frames of at most {config.model.max_pixels} pixels, and has at "
-    f"most {max(config.model.prefix_buckets)} tokens"
+    f"run: a prompt shows at most {frames} frames of at most {config.model.max_pixels} pixels, "
+    f"and has at most {max(config.model.prefix_buckets)} tokens"
   )
 
 
