@@ -3,12 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 LOWEST := .venv-lowest
+LMMS := .venv-lmms
+LMMS_CHECKPOINT ?= runs/demo
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PYTEST_ARGS ?=
 MUTATION_ARGS ?=
 
-.PHONY: demo test pytest lint format parity lowest locked lock mutation wheel clean
+.PHONY: demo test pytest lint format parity lowest locked lock lmms mutation wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
@@ -55,6 +57,13 @@ lowest:
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c $(LOWEST)/constraints.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# The score that lmms-eval gives our server, beside `vr-jax eval`'s: lmms-eval in an environment of its own.
+lmms: $(VENV)/.installed-test
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/lmms.txt
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	$(VENV)/bin/python -m benchmarks.lmms_score --python=$(LMMS)/bin/python --checkpoint=$(LMMS_CHECKPOINT)
 
 # Every package of the tests at the version and with the hash of requirements/cpu.lock, in .venv.
 locked: | $(VENV)/bin/python
