@@ -269,8 +269,15 @@ def test_the_state_that_episodes_begin_with_has_the_shardings_of_its_program(sha
   graphdef, params, prefix, state, *_ = decode.arguments
   longest = {**prefill.keywords, "length": 192}
   begun = prefill.function.lower(*prefill.arguments, **longest).compile()
-  gathered = sampler.decoding_params.lower(graphdef, prefill.arguments[1]).compile()
-  compiled = jax.tree.leaves((begun.output_shardings, gathered.output_shardings))
+  gathered = sampler.changed_for_decoding.lower(graphdef, prefill.arguments[1]).compile()
+
+  def of_decoding(changed, x):
+    return x.sharding if changed is None else changed
+
+  changed = gathered.output_shardings
+  decoding = jax.tree.map(of_decoding, changed, params, is_leaf=lambda x: x is None)
+  assert len(jax.tree.leaves(changed)) > 10
+  compiled = jax.tree.leaves((begun.output_shardings, decoding))
   abstract = jax.tree.leaves(((prefix, state), params))
   for sharding, x in zip(compiled, abstract, strict=True):
     assert sharding.is_equivalent_to(x.sharding, x.ndim), (sharding, x)

@@ -14,7 +14,7 @@ from vr_jax.train import (
   batching,
   export_stage,
   initialization,
-  learner,
+  learner_state,
   rl_loop,
   run_context,
   train_step,
@@ -150,10 +150,14 @@ def test_rl_from_the_base_stays_close_to_the_base_without_a_copy_of_it(data, mon
   config = nano.config(
     data__directory=str(data), mesh=(1, 4, 1, 1), sft__steps=0, rl__steps=2, rl__kl_weight=0.1, **ON
   )
-  copied = []
-  monkeypatch.setattr(
-    learner.jnp, "copy", lambda x, copy=learner.jnp.copy: copied.append(x.size) or copy(x)
-  )
+  copied, make = [], learner_state.make_reference
+
+  def make_counted(*arguments, **options):
+    reference = make(*arguments, **options)
+    copied.extend(x.size for x in jax.tree.leaves(reference))
+    return reference
+
+  monkeypatch.setattr(learner_state, "make_reference", make_counted)
   rl_loop.train(config, tmp_path)
   context = run_context.make_run_context(config, tmp_path)
   flat = weight_mapping.flat(context.abstract_params)

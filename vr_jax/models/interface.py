@@ -186,7 +186,10 @@ class LanguageModel(Protocol):
     ...
 
   def decoding_params(self) -> PyTree:
-    """The parameters for decoding: gathered on every device, in the activations' dtype."""
+    """The parameters for decoding: gathered on every device, in the dtypes that it reads.
+
+    None in place of an array that stays as it is.
+    """
     ...
 
   def lm_head_weight(self) -> Float[Array, "vocab embed"]:

@@ -198,10 +198,20 @@ def _start(
   )
 
 
+def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
+  """The parameters in the form that decoding uses; arrays that stay as they are are not copied."""
+  changed = changed_for_decoding(graphdef, params)
+
+  def chosen(new: Array | None, old: Array) -> Array:
+    return old if new is None else new
+
+  return jax.tree.map(chosen, changed, params, is_leaf=lambda x: x is None)
+
+
 @same_programs.compared
 @functools.partial(jax.jit, static_argnames="graphdef")
-def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
-  """The parameters in the form that decoding uses, see the model's method."""
+def changed_for_decoding(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
+  """The arrays that are others in decoding, see the model's `decoding_params`."""
   return nnx.merge(graphdef, params).decoding_params()
 
 

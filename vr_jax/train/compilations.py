@@ -49,7 +49,7 @@ PROGRAMS = {
   "decode": "the sampler",
   "append_observations": "the sampler's pass over observations",
   "sample_without_compaction": "the sampler",
-  "decoding_params": "the sampler's copy of the weights",
+  "changed_for_decoding": "the sampler's copy of the weights",
   "step": _UPDATE,
   "score": "the log-probs of replies",
   "features": "the vision tower",

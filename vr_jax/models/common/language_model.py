@@ -227,18 +227,17 @@ class DecoderLanguageModel(nnx.Module):
     """The parameters for decoding: gathered on every device, in the dtypes of `layers.stack`.
 
     Sharded rows would be gathered again for every token. Adapters keep their dtype, since they are
-    scaled before they are cast. Parameters of the vision tower stay as they are.
+    scaled before they are cast. None in place of what stays as it is, as the vision tower does.
     """
 
     def gather(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      name, x = jax.tree_util.keystr(path, simple=True, separator="."), variable.get_value()
       if not name.startswith("text."):
-        return variable
-      x = variable.get_value()
-      is_adapter = name.endswith((layers.LORA_A, layers.LORA_B))
-      x = x if is_adapter or layers.is_stored(name, x) else x.astype(self.text.dtype)
+        return variable.replace(None)
+      is_kept = name.endswith((layers.LORA_A, layers.LORA_B)) or layers.is_stored(name, x)
       axes = tuple(axis if axis != "embed" else None for axis in variable.get_metadata()["axes"])
-      return variable.replace(self.layout.place(x, axes))
+      gathered = self.layout.place(x if is_kept else x.astype(self.text.dtype), axes)
+      return variable.replace(None if gathered is x else gathered)
 
     params = nnx.split(self)[1]
     return jax.tree.map_with_path(gather, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
