@@ -263,7 +263,8 @@ def test_rows_of_a_split_batch_come_back_in_order():
   np.testing.assert_array_equal(mesh_lib.local_rows(placed), values)
 
 
-def _replies(data, shape, prompts):
+def replies(data, shape, prompts, **changes):
+  """Sampled tokens of an untrained network on a mesh, and how many were computed."""
   context = nano.build(data, mesh=shape)
   # Stop tokens that are likely for an untrained network: replies end early and move to fewer slots.
   stops = (*context.processor.stop_tokens, *range(60, 240))
@@ -274,7 +275,7 @@ def _replies(data, shape, prompts):
     context.allowed_tokens,
     jax.random.key(3),
     decoding=context.decoding(
-      group=3, max_new_tokens=8, stop_tokens=stops, slot_fractions=(0.7, 0.4)
+      group=3, max_new_tokens=8, stop_tokens=stops, slot_fractions=(0.7, 0.4), **changes
     ),
   )
   return mesh_lib.local_rows(cast(jax.Array, rollout.tokens)), computed
@@ -285,8 +286,8 @@ def _replies(data, shape, prompts):
   ("shape", "prompts"), [((2, 2, 1, 2), 8), ((1, 2, 2, 2), 8), ((2, 1, 4, 1), 4)]
 )
 def test_the_same_keys_draw_the_same_replies_on_a_mesh(data, shape, prompts):
-  replies, computed = _replies(data, shape, prompts)
-  np.testing.assert_array_equal(replies, _replies(data, (1, 1, 1, 1), prompts)[0])
+  sampled, computed = replies(data, shape, prompts)
+  np.testing.assert_array_equal(sampled, replies(data, (1, 1, 1, 1), prompts)[0])
   assert computed < 3 * prompts * 8
 
 

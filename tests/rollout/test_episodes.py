@@ -3,6 +3,7 @@
 from concurrent import futures
 import dataclasses
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -250,8 +251,9 @@ def test_neither_chunks_nor_slots_nor_batches_change_an_episode():
   _same(other, played(3, 3, PROMPTS)[1])
 
 
-def test_on_a_mesh_episodes_are_those_of_one_device_and_lie_split_by_prompts():
-  mesh = mesh_lib.make_mesh((2, 2, 1, 1), jax.devices()[:4])
+@pytest.mark.parametrize("shape", [(2, 2, 1, 1), (2, 2, 2, 1)])
+def test_on_a_mesh_episodes_are_those_of_one_device_and_lie_split_by_prompts(shape):
+  mesh = mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)])
   _, split = _play(count=4, mesh=mesh, group=2)
   _, whole = _play(count=4, group=2)
   _same(split, whole)

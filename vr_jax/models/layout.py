@@ -66,6 +66,17 @@ class Layout(Protocol):
     """
     ...
 
+  def gather_shards(self, x: Array, axis: str) -> Array:
+    """Within `per_shard`: concatenates the rows of all devices along a logical axis, in order."""
+    ...
+
+  def exchange_shards(self, x: Array, axis: str) -> Array:
+    """Within `per_shard`: sends each device along a logical axis its part of the rows.
+
+    x: [ways * rows, ...], part i for device i. Returns [ways, rows, ...], part i from device i.
+    """
+    ...
+
   def look_up(
     self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, replicated: bool = False
   ) -> Array:
@@ -125,6 +136,16 @@ class OneDevice:
     """Calls `function` on the whole arrays."""
     del out
     return function(*(x for x, _ in inputs))
+
+  def gather_shards(self, x: Array, axis: str) -> Array:
+    """Returns the array unchanged."""
+    del axis
+    return x
+
+  def exchange_shards(self, x: Array, axis: str) -> Array:
+    """The only part."""
+    del axis
+    return x[None]
 
   def look_up(
     self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, replicated: bool = False

@@ -198,6 +198,22 @@ class MeshLayout:
     )
     return mapped(*arrays)
 
+  def gather_shards(self, x: Array, axis: str) -> Array:
+    """Within `per_shard`: concatenates the rows of all devices along a logical axis, in order."""
+    if self.ways(axis) == 1:
+      return x
+    return jax.lax.all_gather(x, RULES[axis], axis=0, tiled=True)
+
+  def exchange_shards(self, x: Array, axis: str) -> Array:
+    """Within `per_shard`: sends each device along a logical axis its part of the rows.
+
+    x: [ways * rows, ...], part i for device i. Returns [ways, rows, ...], part i from device i.
+    """
+    ways = self.ways(axis)
+    if ways > 1:
+      x = jax.lax.all_to_all(x, RULES[axis], 0, 0, tiled=True)
+    return x.reshape(ways, x.shape[0] // ways, *x.shape[1:])
+
   def look_up(
     self,
     table: Array,

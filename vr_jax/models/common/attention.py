@@ -1,7 +1,8 @@
 """Attention of prompts, frames and replies that share a prompt, on each device's shards.
 
 A long prompt is sharded by its queries. Keys and values are small (grouped heads), so every device
-with queries has all keys and values for them. Three backends compute the same results:
+with queries has all keys and values for them. While sampling, a step's queries are smaller still:
+they go to the devices that hold the prompt's keys. Three backends compute the same results:
 
     xla     plain products, on all platforms; in chunks where there would be too many logits
             (on CPU: more than its caches hold)
@@ -211,10 +212,8 @@ class Attention:
     pasts:  key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim],
             valid [length] or [slots, length]; one block or more.
     """
-    slot_axes, prefix_axes = (
-      ("slots", "kv_heads", None, None),
-      ("prompts", "kv_heads", None, None),
-    )
+    slot_axes = ("slots", "kv_heads", None, None)
+    prefix_axes = ("prompts", "prefix")
     past_inputs = (
       pair
       for past in pasts
@@ -224,22 +223,31 @@ class Attention:
         (past.valid, ("slots", None)[2 - past.valid.ndim :]),
       )
     )
-    step, more = functools.partial(attention_decode.step, group=decode_slots.group), ()
+    is_split = self.layout.shards(prefix_axes, prefix.valid.shape)[1] > 1
+    step: Callable[..., Array] = functools.partial(
+      attention_decode.step,
+      group=decode_slots.group,
+      split_by=self.layout if is_split else None,
+    )
+    forgetting = ()
     if decode_slots.forgets is not None:
-      step = functools.partial(
-        attention_decode.forgetting_step, group=decode_slots.group, kept=decode_slots.kept
-      )
-      more = ((decode_slots.forgets, ("slots",)),)
+      remembered = jnp.arange(prefix.valid.shape[1]) < decode_slots.kept
+      forgetting = ((decode_slots.forgets, ("slots",)), (remembered, ("prefix",)))
+
+    def local(query: Array, *inputs: Array) -> Array:
+      forgets, rest = inputs[: len(forgetting)], inputs[len(forgetting) :]
+      return step(query, *rest, **dict(zip(("forgets", "remembered"), forgets, strict=False)))
+
     return self.layout.per_shard(
-      step,
+      local,
       (
         (query, ("slots", "heads", None)),
-        *more,
+        *forgetting,
         (decode_slots.prompt, ("slots",)),
         (decode_slots.group_index, ("slots",)),
-        (prefix.key, prefix_axes),
-        (prefix.value, prefix_axes),
-        (prefix.valid, ("prompts", None)),
+        (prefix.key, ("prompts", "kv_heads", None, "prefix")),
+        (prefix.value, ("prompts", "kv_heads", "prefix", None)),
+        (prefix.valid, prefix_axes),
         *past_inputs,
       ),
     )

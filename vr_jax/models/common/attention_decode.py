@@ -3,6 +3,9 @@
 One query a reply has few logits, so plain products reach the memory bandwidth on every platform.
 All replies of a prompt read its keys and values together, once. Attention to the prompt and to the
 reply's own past are merged by log-sum-exp.
+
+Where devices hold parts of a prompt (mesh axis `sequence`), its keys stay there: each device
+answers the queries of all of them with its part, and sends the partial results back.
 """
 
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import attention_xla, layers
 from vr_jax.models.common import slots as slots_lib
 
@@ -24,47 +28,69 @@ def step(
   prefix_valid: Bool[Array, "prompts prefix"],
   *pasts: Array,
   group: int,
-  seen: Bool[Array, "prompts group prefix"] | None = None,
+  split_by: layout_lib.Layout | None = None,
+  forgets: Bool[Array, "slots"] | None = None,
+  remembered: Bool[Array, "prefix"] | None = None,
 ) -> Float[Array, "slots heads head_dim"]:
   """Attention of the new token of each slot.
 
   prompt, group_index: as in `slots.DecodeSlots`.
+  prefix_key, prefix_value, prefix_valid: of whole prompts or of this device's part, see `split_by`.
   pasts: key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim] and
     valid [length] or [slots, length], of one block or more.
-  seen: which keys of its prompt each reply attends to; None: all valid ones.
+  split_by: the layout whose devices hold parts of each prompt; None: this device holds whole ones.
+  forgets: slots that attend to only the `remembered` tokens of their prompt; None: no slot does.
   """
   slots, heads, head_dim = query.shape
   kv_heads = prefix_key.shape[1]
   query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
-  grouped = slots_lib.slots_to_groups(query, prompt, group_index, (prefix_key.shape[0], group))
-  valid = prefix_valid[:, None, None, None] if seen is None else seen[:, None, :, None]
-  to_prefix = _to_prefix(grouped, prefix_key, prefix_value, valid)
-  to_prefix = attention_xla.Partial(
-    *(slots_lib.groups_to_slots(part, prompt, group_index) for part in to_prefix)
-  )
+
+  def attend_prefix(
+    query: Array, prompt: Array, group_index: Array, forgets: Array | None
+  ) -> attention_xla.Partial:
+    at = prompt, group_index
+    shape = prefix_key.shape[0], group
+    valid = prefix_valid[:, None, None, None]
+    if forgets is not None:
+      forgets = slots_lib.slots_to_groups(forgets, *at, shape)
+      valid &= (~forgets[..., None] | remembered)[:, None, :, None]
+    grouped = slots_lib.slots_to_groups(query, *at, shape)
+    partial = _to_prefix(grouped, prefix_key, prefix_value, valid)
+    return attention_xla.Partial(*(slots_lib.groups_to_slots(part, *at) for part in partial))
+
+  asked = query, prompt, group_index, forgets
+  if split_by is None:
+    to_prefix = [attend_prefix(*asked)]
+  else:
+    to_prefix = _attend_split(attend_prefix, *asked, split_by)
   to_pasts = [_to_past(query, *pasts[i : i + 3]) for i in range(0, len(pasts), 3)]
-  merged = attention_xla.merge_partials((to_prefix, *to_pasts))
+  merged = attention_xla.merge_partials((*to_prefix, *to_pasts))
   return merged.reshape(slots, heads, head_dim).astype(prefix_value.dtype)
 
 
-def forgetting_step(
-  query: Float[Array, "slots heads head_dim"],
-  forgets: Bool[Array, "slots"],
+def _attend_split(
+  attend_prefix: Callable[..., attention_xla.Partial],
+  query: Float[Array, "slots kv_heads queries head_dim"],
   prompt: Int[Array, "slots"],
   group_index: Int[Array, "slots"],
-  prefix_key: Float[Array, "prompts kv_heads head_dim prefix"],
-  prefix_value: Float[Array, "prompts kv_heads prefix head_dim"],
-  prefix_valid: Bool[Array, "prompts prefix"],
-  *pasts: Array,
-  group: int,
-  kept: int,
-) -> Float[Array, "slots heads head_dim"]:
-  """Like `step`; slots that forget attend to only the first `kept` tokens of their prompt."""
-  grouped = slots_lib.slots_to_groups(forgets, prompt, group_index, (len(prefix_valid), group))
-  first = jnp.arange(prefix_valid.shape[1]) < kept
-  seen = prefix_valid[:, None] & (~grouped[..., None] | first)
-  shared = prefix_key, prefix_value, prefix_valid
-  return step(query, prompt, group_index, *shared, *pasts, group=group, seen=seen)
+  forgets: Bool[Array, "slots"] | None,
+  layout: layout_lib.Layout,
+) -> list[attention_xla.Partial]:
+  """Attention of a device's slots to the parts of their prompts that other devices hold.
+
+  Devices with parts of the same prompts exchange queries (gathered) and partial results.
+
+  attend_prefix: attention of slots to this device's part.
+  Returns one partial result a part.
+  """
+  columns = [prompt, group_index] if forgets is None else [prompt, group_index, forgets]
+  table = jnp.stack([x.astype(jnp.int32) for x in columns], axis=1)
+  prompt, group_index, *flags = layout.gather_shards(table, "prefix").T
+  query = layout.gather_shards(query, "prefix")
+  found = attend_prefix(query, prompt, group_index, flags[0] != 0 if flags else None)
+  packed = jnp.concatenate([found.mixed, found.total[..., None], found.top[..., None]], axis=-1)
+  parts = layout.exchange_shards(packed, "prefix")
+  return [attention_xla.Partial(x[..., :-2], x[..., -2], x[..., -1]) for x in parts]
 
 
 def prefill_observation(

@@ -127,7 +127,9 @@ class Decoder(nnx.Module):
     def layer(x, weights):
       query, key, value = self.project_qkv(x, weights, cos, sin)
       mixed = self.attention.prompts(query, key, value, valid)
-      return self.layout.place(self.finish_layer(x, mixed, weights), axes), (key, value)
+      # What is kept lies split, although attention gathers it.
+      kept = tuple(self.layout.place(x, (*axes[:2], "kv_heads", None)) for x in (key, value))
+      return self.layout.place(self.finish_layer(x, mixed, weights), axes), kept
 
     x = self.layout.place(x, axes)
     run, inputs = self._adding(layer, self.stacked(), added, axes)
