@@ -51,7 +51,7 @@ def step(
     at = prompt, group_index
     shape = prefix_key.shape[0], group
     valid = prefix_valid[:, None, None, None]
-    if forgets is not None:
+    if forgets is not None and remembered is not None:
       forgets = slots_lib.slots_to_groups(forgets, *at, shape)
       valid &= (~forgets[..., None] | remembered)[:, None, :, None]
     grouped = slots_lib.slots_to_groups(query, *at, shape)
