@@ -197,6 +197,10 @@ def test_replies_of_other_settings_or_weights_are_not_mixed_in(run, sets, asked,
   assert "has replies with config=" in capsys.readouterr().err
   about = tmp_path / "mvbench@official" / "about.json"
   content = json.loads(about.read_text())
+  others = content["config"] | {"data.sample_fps": content["config"]["data.sample_fps"] + 1}
+  about.write_text(json.dumps(content | {"config": others}))
+  assert _eval(*flags) == 2
+  assert "has replies with config=" in capsys.readouterr().err
   about.write_text(json.dumps(content | {"weights": "others"}))
   assert _eval(*flags) == 2
   assert "has replies with weights='others'" in capsys.readouterr().err

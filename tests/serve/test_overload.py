@@ -86,6 +86,37 @@ def test_a_client_that_hangs_up_before_its_turn_leaves_the_queue(served):
     with _sending(live):
       _wait_until(lambda: live.server.waiting == 1)
     _wait_until(lambda: live.server.waiting == 0)
+    live.server.read_ahead.release()
+    assert live.post(QUESTION).status == 200
+
+
+def test_a_stream_whose_client_leaves_before_its_first_event_frees_its_slot(served, monkeypatch):
+  with live_server.serving(served.run, "--max_tokens=1500", endless=True) as live:
+    decoder = live.server.decoder
+    server = app.ChatServer(decoder, live.server.preparer, app.AppSettings(model="run"))
+    submit, submitted, sent = decoder.submit, [], []
+    monkeypatch.setattr(decoder, "submit", lambda job: (submitted.append(job), submit(job)))
+    body = json.dumps({**QUESTION, "max_tokens": 1500, "stream": True}).encode()
+    pieces = [{"type": "http.request", "body": body}]
+
+    async def receive():
+      while not (pieces or submitted):
+        await asyncio.sleep(0.001)
+      return pieces.pop() if pieces else {"type": "http.disconnect"}
+
+    async def send(message):
+      sent.append(message)
+      await asyncio.sleep(0.05)  # the client leaves while the head is sent
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+    scope |= {"query_string": b"", "asgi": {"spec_version": "2.3"}}
+    with contextlib.closing(server):
+      asyncio.run(server.app(scope, receive, send))
+    assert not [each for each in sent if each.get("body")]
+    assert [job.cancelled for job in submitted] == [True]
+    assert server.waiting == 0
+    _wait_until(lambda: decoder.cancelled == 1 and decoder.running == 0)
 
 
 def test_bodies_have_so_many_bytes_together(served):

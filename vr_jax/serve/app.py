@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import Any
 
-from starlette import applications, requests, responses, routing
+from starlette import applications, requests, responses, routing, types
 
 from vr_jax.serve import chat_request, engine, loopback, preparation, request_body, request_error
 from vr_jax.serve import responses as responses_lib
@@ -182,8 +182,7 @@ class ChatServer:
       self.decoder.submit(job)
       head = responses_lib.make_head(self._settings.model)
       if prepared.request.stream:
-        stream = self._stream(job, events, head, place)
-        return responses.StreamingResponse(stream, media_type="text/event-stream")
+        return _EventStream(self._stream(job, events, head), job, place)
       done = await self._wait(job, events, body)
     except BaseException:
       place.leave()
@@ -252,37 +251,48 @@ class ChatServer:
     job: engine.ServingJob,
     events: "asyncio.Queue[engine.ReplyEvent]",
     head: responses_lib.ResponseHead,
-    place: "_Place",
   ) -> AsyncIterator[bytes]:
     """The events of a stream: text as it is sampled, or the answer at the end."""
     prepared, piece = job.prepared, responses_lib.piece
     at_end, turn = responses_lib.wants_answer(prepared), 0
-    try:
-      yield piece(head, {"role": "assistant", "content": ""})
-      while True:
-        event = await events.get()
-        if isinstance(event, engine.TurnUpdate):
-          text = "\n" * (event.turn - turn) + event.text
-          turn = event.turn
-          if text and not at_end:
-            yield piece(head, {"content": text})
-          continue
-        if isinstance(event, request_error.RequestError):
-          yield responses_lib.event(event.body)
-          yield responses_lib.END
-          return
-        if at_end:
-          yield piece(head, {"content": responses_lib.content(prepared, event)})
-        details = responses_lib.details(prepared, event, self.preparer.prompt_hash)
-        yield piece(head, {}, event.finish_reason, vr_jax=details)
-        if prepared.request.include_usage:
-          fields = head.fields(responses_lib.PIECE)
-          yield responses_lib.event({**fields, "choices": [], "usage": responses_lib.usage(event)})
+    yield piece(head, {"role": "assistant", "content": ""})
+    while True:
+      event = await events.get()
+      if isinstance(event, engine.TurnUpdate):
+        text = "\n" * (event.turn - turn) + event.text
+        turn = event.turn
+        if text and not at_end:
+          yield piece(head, {"content": text})
+        continue
+      if isinstance(event, request_error.RequestError):
+        yield responses_lib.event(event.body)
         yield responses_lib.END
         return
-    finally:  # of a reply that is complete, too: nothing happens then
-      job.cancel()
-      place.leave()
+      if at_end:
+        yield piece(head, {"content": responses_lib.content(prepared, event)})
+      details = responses_lib.details(prepared, event, self.preparer.prompt_hash)
+      yield piece(head, {}, event.finish_reason, vr_jax=details)
+      if prepared.request.include_usage:
+        fields = head.fields(responses_lib.PIECE)
+        yield responses_lib.event({**fields, "choices": [], "usage": responses_lib.usage(event)})
+      yield responses_lib.END
+      return
+
+
+class _EventStream(responses.StreamingResponse):
+  """A stream whose end frees the slot and the place, even if its first event is never sent."""
+
+  def __init__(self, content: AsyncIterator[bytes], job: engine.ServingJob, place: "_Place"):
+    super().__init__(content, media_type="text/event-stream")
+    self._job, self._place = job, place
+
+  async def __call__(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
+    """Sends the stream. Of a reply that is complete, nothing is left to cancel."""
+    try:
+      await super().__call__(scope, receive, send)
+    finally:  # not in the generator's: of one that has not begun, that never runs
+      self._job.cancel()
+      self._place.leave()
 
 
 class _Place:

@@ -357,6 +357,7 @@ def test_no_accelerator_is_touched_that_may_be_busy(workdir, endpoint, monkeypat
     monkeypatch.setattr(f"jax._src.xla_bridge.{name}", start)
   report.write_report(simulated(workdir))
   judge(workdir, *(endpoint if kind == "endpoint" else []))
+  assert (workdir / "eval" / "judged.json").is_file()
 
 
 def test_the_command_line_finds_the_command(capsys):

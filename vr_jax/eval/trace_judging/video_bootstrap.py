@@ -1,12 +1,7 @@
 """95 % intervals of any statistic of ratings: a bootstrap over videos.
 
 Ratings of questions about one video are alike, so videos are drawn, with all that belongs to them.
-The interval is a percentile interval, a little further out: with C videos the bootstrap's variance
-is too small by (C - 1) / C, and the normal distribution's tails are thinner than Student's. So it
-reaches from the quantile Φ(-q) to Φ(q), with q = √(C / (C - 1)) · t(.975, C - 1).
-
-Sources: Field and Welsh, J. R. Statist. Soc. B 69 (2007), for the bootstrap over clusters;
-Hesterberg, The American Statistician 69 (2015), for the expanded percentile interval.
+The interval is that of `benchmarks.statistics`, of one nest.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -15,11 +10,10 @@ import math
 
 from jaxtyping import Float
 import numpy as np
-from scipy import stats
+
+from vr_jax.eval.benchmarks import statistics
 
 _DRAWS = 2000
-_MOST_UNDEFINED = 0.05  # of the draws; a value that more of them don't have gets no interval
-_EQUAL = 1e-9  # draws that all have one value tell nothing of how sure it is
 _ENTRIES = 4_000_000  # of a matrix [draws, items] at once
 
 
@@ -85,14 +79,5 @@ def _draw(rng: np.random.Generator, videos: int, draws: int) -> Float[np.ndarray
 
 
 def _bounds(drawn: Float[np.ndarray, "draws"], videos: int) -> tuple[float | None, float | None]:
-  known = drawn[np.isfinite(drawn)]
-  if (
-    videos < 2
-    or not len(known)
-    or np.ptp(known) < _EQUAL
-    or len(known) < (1 - _MOST_UNDEFINED) * len(drawn)
-  ):
-    return None, None
-  reach = math.sqrt(videos / (videos - 1)) * stats.t.ppf(0.975, videos - 1)
-  low, high = np.quantile(known, stats.norm.cdf([-reach, reach]))
-  return float(low), float(high)
+  low, high, _ = statistics.interval_of_draws(np.where(np.isfinite(drawn), drawn, np.nan), videos)
+  return (low, high) if low < high else (None, None)  # also of NaN
