@@ -19,7 +19,7 @@ import model_builders as builders
 import numpy as np
 import pytest
 
-from vr_jax import errors, records
+from vr_jax import errors, recipe_config, records
 from vr_jax.envs import grounding
 from vr_jax.models import registry
 from vr_jax.models.common import conversation, prompts
@@ -243,3 +243,16 @@ def test_a_box_in_either_family_s_numbers_is_the_same_box_of_the_video():
   mixed = grounding.to_video(written["thousandths"], scales["pixels"], video)
   overlap = 0.0 if mixed is None else float(boxes.box_iou(np.array(mixed), np.array(box)))
   assert overlap < 0.5
+
+
+@pytest.mark.parametrize("frames", [2, 8])
+def test_limits_of_a_frame_hold_for_videos_of_every_length(frames):
+  base, family = make_processor(), registry.family("qwen3_vl")
+  section = recipe_config.load("configs/moss_chatv.py:qwen3vl_2b").model.unlock()
+  family.limit_pixels(section, 64 * 64, 128 * 128, frames)
+  limited = family.make_processor(base.config, TOKENIZER, section)
+  for side in (32, 512):
+    shown = np.zeros((frames, side, side, 3), np.uint8)
+    (grid,) = limited.encode("?", shown, np.arange(float(frames)), name="clip").grids
+    height, width = limited.frame_size(grid)
+    assert 64 * 64 <= height * width <= 128 * 128

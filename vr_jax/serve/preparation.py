@@ -88,7 +88,7 @@ class Preparer:
     self._context, self._library, self.max_tokens = context, library, max_tokens
     self.reply = reply or ("answer" if context.environment.turns > 1 else "full")
     self.prompt_hash = _hash_template(context)
-    self._processor = functools.lru_cache(maxsize=4)(self._make_processor)
+    self._processor = functools.lru_cache(maxsize=16)(self._make_processor)
 
   def prepare(
     self, request: chat_request.ChatRequest, cached: FeatureLookup | None = None
@@ -102,11 +102,13 @@ class Preparer:
     request = dataclasses.replace(request, reply=request.reply or self.reply)
     settings = self._settings(request)
     self._check_pixels(request)
+    clips = self._open_media(request)
+    shown = min((len(clip.frames) for clip in clips if clip.kind == "video"), default=1)
+    frames = min(shown, self._context.config.data.frames)
     try:
-      processor = self._processor(request.min_pixels, request.max_pixels)
+      processor = self._processor(request.min_pixels, request.max_pixels, frames)
     except errors.InputError as error:
       raise chat_request.wrong("mm_processor_kwargs", str(error)) from None
-    clips = self._open_media(request)
     try:
       prepared = self._encode(request, settings, processor, clips, cached)
       serving_slots.find_buckets(self._context, prepared.encoded)
@@ -151,15 +153,15 @@ class Preparer:
   def _most_patches(self) -> int:
     return max(play.prompt_patch_buckets(self._context.config))
 
-  def _make_processor(self, least: int | None, most: int | None) -> interface.Processor:
-    """The run's processor, or one with other limits of pixels."""
-    context = self._context
+  def _make_processor(
+    self, least: int | None, most: int | None, frames: int
+  ) -> interface.Processor:
+    """The run's processor, or one with other limits of pixels for a video of so many frames."""
+    context, section = self._context, self._context.config.model
     if least is None and most is None:
       return context.processor
-    section = context.config.model.copy_and_resolve_references()
-    section.min_pixels = least or min(section.min_pixels, most or section.min_pixels)
-    section.max_pixels = most or max(section.max_pixels, section.min_pixels)
-    return context.family.make_processor(context.model, context.processor.tokenizer, section)
+    low = least or min(section.min_pixels, most or section.min_pixels)
+    return context.processor_with_limits(low, most or max(section.max_pixels, low), frames)
 
   def _open_media(self, request: chat_request.ChatRequest) -> list[_Clip]:
     """What is shown of each image and video, in order."""

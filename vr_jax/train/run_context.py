@@ -61,6 +61,15 @@ class RunContext(model_setup.ModelSetup):
       environment=self.environment,
     )
 
+  def processor_with_limits(self, least: int, most: int, frames: int) -> interface.Processor:
+    """A processor that shows images and frames of `least` to `most` pixels.
+
+    frames: of the video that it is for; some families limit all frames together.
+    """
+    section = self.config.model.copy_and_resolve_references().unlock()
+    self.family.limit_pixels(section, least, most, frames)
+    return self.family.make_processor(self.model, self.processor.tokenizer, section)
+
 
 def freeze_step_embedder(context: RunContext, params: Callable[[], PyTree]) -> None:
   """Gives the step embedder its parameters, if the run has one and it has none yet.

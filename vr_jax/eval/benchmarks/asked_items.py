@@ -135,9 +135,7 @@ def make_processor(
   if limits is None:
     return context.processor
   most = limits.most if limits.total is None else min(limits.most, limits.total // frames)
-  section = context.config.model.copy_and_resolve_references().unlock()
-  context.family.limit_pixels(section, min(limits.least, most), most, frames)
-  return context.family.make_processor(context.model, context.processor.tokenizer, section)
+  return context.processor_with_limits(min(limits.least, most), most, frames)
 
 
 def choose_frames(
