@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 from flax import nnx
 import jax
@@ -323,10 +324,9 @@ def test_an_observation_that_is_another_one_in_another_process_stops_all(monkeyp
   made.set_result(None)  # the episode is over, says this process
   ready = np.ones(1 + len(episodes_lib.ObservationSize._fields), np.int32)
   monkeypatch.setattr(processes, "all_gather", lambda table: np.stack([table, ready]))
-  numbers = dict.fromkeys(("own_row", "group_index", "device", "cache_slot", "prompt_slot"), 0)
-  episode = episodes_lib.EpisodeState(row=3, position=0, position_axes=1, **numbers)
+  batch = types.SimpleNamespace(table=types.SimpleNamespace(row=np.array([1, 3])))
   with pytest.raises(RuntimeError, match="prompt 3 is another one in another process"):
-    multi_turn_sampler.EpisodeBatch.sync_observations(None, [episode], {episode: made})
+    multi_turn_sampler.EpisodeBatch.sync_observations(batch, np.array([1]), {1: made})
 
 
 def test_an_observation_that_fails_in_one_process_stops_all(tmp_path):

@@ -1,11 +1,11 @@
-"""Episodes of several turns on the host: replies and observations, joined into one rollout."""
+"""Episodes of several turns on the host: their sizes, observations and results."""
 
 from collections.abc import Sequence
 import dataclasses
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Int, PyTree
 import numpy as np
 
 from vr_jax import records
@@ -80,22 +80,6 @@ class Schedule:
     return self.window is not None and self.window < self.turns - 1
 
 
-class _EpisodeSpan(NamedTuple):
-  """A part of an episode: the tokens of a reply from one chunk of steps, or one observation."""
-
-  tokens: Int[np.ndarray, "time"]
-  log_probs: Float[np.ndarray, "time"]
-  kind: Int[np.ndarray, "time"]
-  turn: Int[np.ndarray, "time"]
-  positions: Int[np.ndarray, "time axes"]
-  media_index: Int[np.ndarray, "time"]
-
-
-# Padding and dtype of each field of `_EpisodeSpan`.
-_FILL = (0, 0.0, int(records.Kind.PAD), 0, 0, -1)
-_DTYPES = (np.int32, np.float32, np.int32, np.int32, np.int32, np.int32)
-
-
 class ObservationSize(NamedTuple):
   """The size of an observation: tokens, positions that these take up, and frames."""
 
@@ -111,66 +95,32 @@ class ObservationSize(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class EpisodeState:
-  """The progress of one episode.
+  """The progress of one episode that is served; a batch of them has an `EpisodeTable`.
 
-  Every process knows the tokens and sizes of all episodes. Observations are known only to the
-  process that has the prompt.
-
-  row: index of the prompt in the whole batch.
-  own_row: index of the prompt in this process's part of the batch; None if another process has it.
-  group_index: index of the episode in its group.
   device: index of the device that holds the episode.
   cache_slot: index of its cache slot on that device.
   prompt_slot: index of its prompt on that device.
   position: position of the next token.
-  position_axes: components of a position.
   replies: token ids of each turn; the last one is being sampled.
-  shown: the observations.
-  spans: all tokens in order, without the prompt.
   starts: number of tokens after the prompt at which each turn began.
   written: number of tokens after the prompt.
   frames: number of frames that the turns after the first have shown.
   """
 
-  row: int
-  own_row: int | None
-  group_index: int
   device: int
   cache_slot: int
   prompt_slot: int
   position: int
-  position_axes: int
   replies: list[list[int]] = dataclasses.field(default_factory=lambda: [[]])
-  shown: list[EncodedObservation] = dataclasses.field(default_factory=list)
-  spans: list[_EpisodeSpan] = dataclasses.field(default_factory=list)
   starts: list[int] = dataclasses.field(default_factory=lambda: [0])
   written: int = 0
   frames: int = 0
 
-  def add_reply_tokens(
-    self, tokens: Int[np.ndarray, "time"], log_probs: Float[np.ndarray, "time"]
-  ) -> None:
+  def add_reply_tokens(self, tokens: Int[np.ndarray, "time"]) -> None:
     """Adds sampled tokens to the last reply."""
     self.replies[-1] += tokens.tolist()
-    places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), self.position_axes))
-    index, turn = np.full(tokens.shape, -1), len(self.replies) - 1
-    self._keep(records.Kind.MODEL, turn, tokens, log_probs, places, index)
     self.written += len(tokens)
     self.position += len(tokens)
-
-  def add_observation(
-    self, shown: EncodedObservation, media_index: Int[np.ndarray, "time"], stride: int
-  ) -> None:
-    """Adds an observation; only the process that has the prompt calls this.
-
-    media_index: media tokens counted within the observation; -1 for text.
-    stride: media tokens of a frame.
-    """
-    self.shown.append(shown)
-    index = np.where(media_index >= 0, media_index + self.frames * stride, -1)
-    silent = np.zeros(shown.tokens.shape, np.float32)
-    kind = records.Kind.ENVIRONMENT
-    self._keep(kind, len(self.replies), shown.tokens, silent, shown.positions, index)
 
   def start_next_turn(self, size: ObservationSize) -> None:
     """Counts an observation of this size, and begins the reply to it."""
@@ -185,31 +135,30 @@ class EpisodeState:
     first = turn - window
     return [*self.starts, self.written][first] if first > 0 else 0
 
-  def check_fits(self, shown: EncodedObservation, reply: int, schedule: Schedule) -> None:
-    """Raises InputError if an observation and a reply of `reply` tokens do not fit the buckets."""
-    name = f"{shown.name}, turn {len(self.replies) + 1}"
-    length = self.written + len(shown.tokens) + reply
-    frames = self.frames + len(shown.frames)
-    for size, buckets, what in (
-      (len(shown.tokens), schedule.observation_buckets, "tokens"),
-      (length, schedule.episode_buckets, "tokens of all turns together"),
-      (frames, schedule.frame_buckets, "temporal patches of all turns together"),
-      (shown.patches, (schedule.patches,), "patches a frame"),
-    ):
-      prompts_lib.smallest_bucket([(name, size)], buckets, what)
 
-  def _keep(
-    self,
-    kind: records.Kind,
-    turn: int,
-    tokens: Int[np.ndarray, "time"],
-    log_probs: Float[np.ndarray, "time"],
-    places: Int[np.ndarray, "time axes"],
-    media_index: Int[np.ndarray, "time"],
-  ) -> None:
-    kinds, turns = (np.full(tokens.shape, value) for value in (int(kind), turn))
-    span = _EpisodeSpan(tokens, log_probs, kinds, turns, places + self.position, media_index)
-    self.spans.append(span)
+def check_observation_fits(
+  shown: EncodedObservation,
+  *,
+  turn: int,
+  written: int,
+  frames: int,
+  reply: int,
+  schedule: Schedule,
+) -> None:
+  """Raises InputError if an observation and a reply to it do not fit the buckets.
+
+  turn: number of the turn that the observation begins; the first is 1.
+  written, frames: tokens after the prompt, and frames shown, before it.
+  reply: the most tokens of the reply.
+  """
+  name = f"{shown.name}, turn {turn}"
+  for size, buckets, what in (
+    (len(shown.tokens), schedule.observation_buckets, "tokens"),
+    (written + len(shown.tokens) + reply, schedule.episode_buckets, "tokens of all turns together"),
+    (frames + len(shown.frames), schedule.frame_buckets, "temporal patches of all turns together"),
+    (shown.patches, (schedule.patches,), "patches a frame"),
+  ):
+    prompts_lib.smallest_bucket([(name, size)], buckets, what)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,64 +206,3 @@ class EpisodeRollout:
     vision, rows = turns.pad(joined, sizes).vision, len(self.shown)
     frames = len(joined) // rows * self.frames
     return jax.tree.map(lambda x: x.reshape(rows, frames, *x.shape[2:]), vision)
-
-
-def in_groups(episodes: Sequence[EpisodeState], group: int) -> list[list[EpisodeState]]:
-  """Sorts episodes into [prompts][group]."""
-  ordered = sorted(episodes, key=lambda one: (one.row, one.group_index))
-  return [ordered[start : start + group] for start in range(0, len(ordered), group)]
-
-
-def rollout(
-  groups: Sequence[Sequence[EpisodeState]], media: PyTree, time: int, schedule: Schedule
-) -> records.Rollout:
-  """Joins the episodes of each group into a rollout of host arrays, padded to `time`.
-
-  groups: episodes of this process's rows, [prompts][group].
-  media: features [prompts, media, …] of all processes; each episode of a group has an equal part.
-  """
-  shape = len(groups), len(groups[0]), time
-  each, axes = jax.tree.leaves(media)[0].shape[1] // len(groups[0]), groups[0][0].position_axes
-  arrays = _EpisodeSpan(
-    *(
-      np.full(shape if name != "positions" else (*shape, axes), fill, dtype)
-      for name, fill, dtype in zip(_EpisodeSpan._fields, _FILL, _DTYPES, strict=True)
-    )
-  )
-  for row, episodes in enumerate(groups):
-    for group_index, episode in enumerate(episodes):
-      for array, *parts in zip(arrays, *episode.spans, strict=True):
-        array[row, group_index, : episode.written] = np.concatenate(parts)
-      index = arrays.media_index[row, group_index]
-      index[index >= 0] += group_index * each
-  visible_from = None
-  if schedule.window is not None and schedule.forgets:
-    visible_from = _visible_from(groups, arrays.turn, schedule.window)
-  return records.Rollout(
-    tokens=arrays.tokens,
-    log_probs=arrays.log_probs,
-    kind=arrays.kind,
-    turn=arrays.turn,
-    episode_inputs=records.EpisodeInputs(
-      positions=arrays.positions,
-      media_index=arrays.media_index,
-      vision=None,
-      media=media,
-      visible_from=visible_from,
-      kept=schedule.kept if schedule.forgets else 0,
-    ),
-  )
-
-
-def _visible_from(
-  groups: Sequence[Sequence[EpisodeState]],
-  turn: Int[np.ndarray, "prompts group time"],
-  window: int,
-) -> Int[np.ndarray, "prompts group time"]:
-  """The first token after the prompt that each token still attends to."""
-  visible_from = np.zeros_like(turn)
-  for row, episodes in enumerate(groups):
-    for group_index, episode in enumerate(episodes):
-      by_turn = [episode.visible_from(number, window) for number in range(len(episode.replies))]
-      visible_from[row, group_index] = np.array(by_turn, np.int32)[turn[row, group_index]]
-  return visible_from

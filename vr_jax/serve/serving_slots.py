@@ -110,14 +110,10 @@ class ServingSlots:
       self._layout, self._prefix, self._state, prefix, jnp.int32(slot)
     )
     return episodes.EpisodeState(
-      row=slot,
-      own_row=slot,
-      group_index=0,
       device=slot // self._places.slots,
       cache_slot=slot % self._places.slots,
       prompt_slot=int(self._places.reply()[slot]),
       position=encoded.next_position,
-      position_axes=self._context.processor.position_axes,
     )
 
   def decode(self, replies: Mapping[int, tuple[episodes.EpisodeState, SlotSettings]]) -> list[int]:
@@ -155,12 +151,9 @@ class ServingSlots:
       decoding=self._decoding,
       chunk=self._schedule.decode_chunk,
     )
-    tokens, log_probs, counts, ended = jax.device_get(
-      (decoded.tokens, decoded.log_probs, decoded.counts, decoded.ended)
-    )
+    tokens, counts, ended = jax.device_get((decoded.tokens, decoded.counts, decoded.ended))
     for slot, (reply, _) in replies.items():
-      count = counts[slot]
-      reply.add_reply_tokens(tokens[slot, :count], log_probs[slot, :count])
+      reply.add_reply_tokens(tokens[slot, : counts[slot]])
     return [slot for slot in replies if ended[slot]]
 
   def append(
@@ -171,7 +164,14 @@ class ServingSlots:
     Raises InputError if the observation and a reply of `max_tokens` don't fit the largest buckets.
     """
     schedule, processor = self._schedule, self._context.processor
-    reply.check_fits(observation, max_tokens, schedule)
+    episodes.check_observation_fits(
+      observation,
+      turn=len(reply.replies) + 1,
+      written=reply.written,
+      frames=reply.frames,
+      reply=max_tokens,
+      schedule=schedule,
+    )
     size = episodes.ObservationSize.from_encoded(observation)
     bucket = prompts_lib.smallest_bucket
     sizes = prompts_lib.PromptSizes(
