@@ -61,6 +61,8 @@ OTHER_NAMES: Mapping[str, tuple[str, str]] = {
   "rl.checkpoint_every": ("save_steps", "trainer.save_freq"),
   "rl.temperature": ("temperature", f"{_ROLLOUT}.temperature"),
   "rl.top_p": ("top_p", f"{_ROLLOUT}.top_p"),
+  "rl.top_k": ("top_k", f"{_ROLLOUT}.top_k (-1: all)"),
+  "rl.min_p": ("min_p", ""),
   "rl.max_new_tokens": ("max_completion_length", "data.max_response_length"),
   "rl.dynamic_sampling_max_batches": ("", "algorithm.filter_groups.max_num_gen_batches"),
   "rl.one_step_off_policy": ("", "the recipe one_step_off_policy"),

@@ -3,7 +3,7 @@
 `change` and `CHANGE` say until when a run may change a field, or the fields of a section
 (`schema.CHANGES`); other fields may change until the workdir has a checkpoint.
 
-Fields of the section `model` are in model_fields.py, those of `export` and `log` in
+Fields of the section `model` are in model_fields.py, those of `eval`, `export` and `log` in
 output_fields.py, sections of some recipes alone in optional_sections.py. The fields of config.env
 belong to the environment of a recipe (vr_jax/envs). base_config.py makes configs from these
 classes; config_docs.py writes docs/config.md from them.
@@ -227,6 +227,15 @@ class RlSection(LoopSection):
   top_p: float = field(
     0.95, "Probability mass of the tokens that are sampled from; 1: all tokens.", "(0, 1]"
   )
+  top_k: int = field(
+    0, "Number of tokens that are sampled from, the most likely ones; 0: all.", "[0, inf)"
+  )
+  min_p: float = field(
+    0.0,
+    "Fraction of the most likely token's probability that the tokens that are sampled from have at "
+    "least; 0: any. It comes before top_k, and top_p is of what both keep.",
+    "[0, 1)",
+  )
   max_new_tokens: int = field(
     768, "Most tokens of a reply; with several turns, of each turn.", "[1, inf)"
   )
@@ -385,34 +394,6 @@ class RlSection(LoopSection):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalSection:
-  """Evaluation on the test split."""
-
-  CHANGE: ClassVar[str] = "any time"
-
-  checkpoint: Literal["last", "best"] = field(
-    "last",
-    "Checkpoint of RL that is evaluated, and that answers `vr-jax ask`; best: the one that "
-    "rl.eval_every kept.",
-  )
-  examples: int = field(0, "Number of test examples that are used; 0: all.", "[0, inf)")
-  batch_size: int = field(16, "Prompts a batch.", "[1, inf)")
-  temperature: float = field(
-    0.0, "Temperature of sampling; 0: always the most likely token.", "[0, inf)"
-  )
-  report_samples: int = field(
-    24, "Number of questions whose replies are in the report.", "[0, inf)"
-  )
-  blind: bool = field(True, "Whether to evaluate without frames as well.")
-  shuffled_frames: bool = field(True, "Whether to evaluate with frames in random order as well.")
-  tracker: str = field(
-    "",
-    "What follows the boxes of ReVSeg through the video: a path of SAM2's weights, or exact, the "
-    "masks of simulated videos; empty: nothing, and there are no masks.",
-  )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
   """The sections and fields of every recipe."""
 
@@ -443,7 +424,7 @@ class RunConfig:
   model: model_fields.ModelSection = dataclasses.field(default_factory=model_fields.ModelSection)
   sft: SftSection = SftSection()
   rl: RlSection = RlSection()
-  eval: EvalSection = EvalSection()
+  eval: output_fields.EvalSection = dataclasses.field(default_factory=output_fields.EvalSection)
   export: output_fields.ExportSection = dataclasses.field(
     default_factory=output_fields.ExportSection
   )

@@ -1,10 +1,38 @@
-"""The fields of config.export and config.log; otherwise as config_fields.py."""
+"""The fields of config.eval, config.export and config.log; otherwise as config_fields.py."""
 
 import dataclasses
 from typing import ClassVar, Literal
 
 from vr_jax import model_fields
 from vr_jax.schema import field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSection:
+  """Evaluation on the test split."""
+
+  CHANGE: ClassVar[str] = "any time"
+
+  checkpoint: Literal["last", "best"] = field(
+    "last",
+    "Checkpoint of RL that is evaluated, and that answers `vr-jax ask`; best: the one that "
+    "rl.eval_every kept.",
+  )
+  examples: int = field(0, "Number of test examples that are used; 0: all.", "[0, inf)")
+  batch_size: int = field(16, "Prompts a batch.", "[1, inf)")
+  temperature: float = field(
+    0.0, "Temperature of sampling; 0: always the most likely token.", "[0, inf)"
+  )
+  report_samples: int = field(
+    24, "Number of questions whose replies are in the report.", "[0, inf)"
+  )
+  blind: bool = field(True, "Whether to evaluate without frames as well.")
+  shuffled_frames: bool = field(True, "Whether to evaluate with frames in random order as well.")
+  tracker: str = field(
+    "",
+    "What follows the boxes of ReVSeg through the video: a path of SAM2's weights, or exact, the "
+    "masks of simulated videos; empty: nothing, and there are no masks.",
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -102,12 +102,26 @@ def test_greedy_takes_the_likeliest_token_each_time():
   np.testing.assert_array_equal(np.asarray(rollout.tokens)[model], expected[model])
 
 
-def test_what_top_p_leaves_out_is_never_drawn():
+@pytest.mark.parametrize(
+  "limits",
+  [
+    {"top_p": 0.6},
+    {"top_k": 3},
+    {"min_p": 0.3},
+    {"top_p": 0.7, "top_k": 3},
+    {"top_p": 0.6, "top_k": 5, "min_p": 0.1},
+  ],
+)
+def test_what_is_left_out_is_never_drawn_and_all_else_is(limits):
   table = _table()
-  rollout = _sample(table, top_p=0.6)
-  kept = plain_limits.kept(np.exp(_log_softmax(table)), top_p=0.6)
-  model = _model(rollout)
-  assert kept[_last_tokens(rollout, [3, 4]), np.asarray(rollout.tokens)][model].all()
+  rollout = _sample(table, group=512, **limits)
+  kept = plain_limits.kept(np.exp(_log_softmax(table)), **limits)
+  model, last = _model(rollout), _last_tokens(rollout, [3, 4])
+  drawn = np.zeros_like(kept)
+  drawn[last[model], np.asarray(rollout.tokens)[model]] = True
+  assert not (drawn & ~kept).any()
+  for token in (3, 4):  # the last ones of the prompts, so each has hundreds of draws
+    np.testing.assert_array_equal(drawn[token], kept[token])
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says():

@@ -24,7 +24,10 @@ from vr_jax.serve import app, command
 from vr_jax.train import run_context
 
 # Fields of requests that OpenAI's client doesn't know.
-EXTRA = ("top_k", "reply", "video_start", "video_end", "media_io_kwargs", "mm_processor_kwargs")
+EXTRA = (
+  *("top_k", "min_p", "reply", "video_start", "video_end"),
+  *("media_io_kwargs", "mm_processor_kwargs"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def test_a_reply_depends_on_its_seed_and_not_on_the_requests_beside_it(served, r
   others = [
     ("clip.mp4", {"temperature": 0.0, "max_tokens": 7}),
     ("other.mp4", {"temperature": 2.0, "seed": 1, "top_p": 0.5, "max_tokens": 200}),
-    ("other.mp4", {"temperature": 1.0, "seed": 2, "top_k": 3, "max_tokens": 150}),
+    ("other.mp4", {"temperature": 1.0, "seed": 2, "top_k": 3, "min_p": 0.1, "max_tokens": 150}),
     ("clip.mp4", {"temperature": 1.0, "seed": 12, "max_tokens": 33}),
   ]
   with futures.ThreadPoolExecutor(9) as pool:
@@ -60,9 +60,9 @@ def test_a_reply_depends_on_its_seed_and_not_on_the_requests_beside_it(served, r
   assert len({alone, *replies}) == 5
 
 
-def test_greedy_is_top_k_of_one_and_top_p_of_almost_nothing(served, root):
+def test_greedy_is_top_k_of_one_top_p_of_almost_nothing_and_min_p_of_one(served, root):
   greedy = text(served.ask(about(root / "clip.mp4"), temperature=0))
-  for limit in ({"top_k": 1}, {"top_p": 0.0}):
+  for limit in ({"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}):
     reply = served.ask(about(root / "clip.mp4"), temperature=1.5, seed=9, **limit)
     assert text(reply) == greedy
 
@@ -106,6 +106,7 @@ def test_a_text_and_a_conversation_are_answered_too(served):
     ({"temperature": -1}, "temperature: is -1, not from 0 to 100"),
     ({"temperature": "hot"}, "temperature: needs a finite number"),
     ({"top_p": 1.5}, "top_p: is 1.5, not from 0 to 1"),
+    ({"min_p": -0.1}, "min_p: is -0.1, not from 0 to 1"),
     ({"max_tokens": 0}, "max_tokens: is 0, not from 1 on"),
     ({"max_tokens": 5000}, "max_tokens: is 5000; this server's replies have at most 1500"),
     ({"max_tokens": 5, "max_completion_tokens": 6}, "is given twice with different values"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.rollout import plain_limits
 from tests.serve import live_server
 from vr_jax import errors, main
 from vr_jax.rollout import row_sampling, sampler
@@ -93,12 +94,13 @@ def test_who_asks_for_what_is_being_made_waits_for_it_and_gets_its_error():
 SHAPE = (64, 50)
 
 
-def _draw(temperature, top_p, top_k, logits, seed=0):
+def _draw(logits, *, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=0):
   rows = row_sampling.RowSampling(
     key_data=np.stack([row_sampling.reply_key(seed + row) for row in range(len(logits))]),
     temperature=np.full(len(logits), temperature, np.float32),
     top_p=np.full(len(logits), top_p, np.float32),
     top_k=np.full(len(logits), top_k, np.int32),
+    min_p=np.full(len(logits), min_p, np.float32),
   )
   index = jnp.zeros(len(logits), jnp.int32)
   return np.asarray(row_sampling.sample_tokens(logits / row_sampling.divisor(rows), rows, index)[0])
@@ -106,30 +108,57 @@ def _draw(temperature, top_p, top_k, logits, seed=0):
 
 def test_a_row_draws_what_the_sampler_draws_with_the_same_settings():
   logits = jnp.asarray(np.random.default_rng(0).normal(0, 3, SHAPE), jnp.float32)
-  for temperature, top_p in ((1.0, 1.0), (0.7, 0.8), (0.0, 1.0), (1.0, 0.0)):
-    decoding = sampler.Decoding(
-      group=1, max_new_tokens=1, temperature=temperature, top_p=top_p, stop_tokens=()
-    )
+  for limits in (
+    {},
+    {"temperature": 0.7, "top_p": 0.8},
+    {"temperature": 0.0},
+    {"top_p": 0.0},
+    {"top_p": 0.7, "top_k": 9, "min_p": 0.05},
+    {"min_p": 0.2},
+  ):
+    settings = {"temperature": 1.0, "top_p": 1.0, **limits}
+    decoding = sampler.Decoding(group=1, max_new_tokens=1, stop_tokens=(), **settings)
     for row in range(2):
       key = jax.random.key(row)[None]
       keys = sampler.reply_keys(key[0], jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
       expected, _ = sampler.sample_token(
-        logits[row : row + 1] / (temperature or 1.0), keys, jnp.int32(0), decoding
+        logits[row : row + 1] / (settings["temperature"] or 1.0), keys, jnp.int32(0), decoding
       )
-      assert _draw(temperature, top_p, 0, logits[row : row + 1], seed=row)[0] == expected[0]
+      assert _draw(logits[row : row + 1], seed=row, **settings)[0] == expected[0]
 
 
 def test_top_k_keeps_the_most_likely_tokens_of_its_row_alone():
   table = np.random.default_rng(1).normal(0, 1, SHAPE[1]).astype(np.float32)
   order = np.argsort(-table)
   logits = jnp.asarray(np.tile(table, (300, 1)))
-  drawn = _draw(1.0, 1.0, 3, logits)
+  drawn = _draw(logits, top_k=3)
   assert set(drawn) == set(order[:3])
   weights = np.exp(table[order[:3]].astype(np.float64))
   shares = np.bincount(drawn, minlength=SHAPE[1])[order[:3]] / len(drawn)
   np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.1)
-  assert set(_draw(1.0, 0.6, 2, logits)) <= set(order[:2])
-  assert len(set(_draw(1.0, 1.0, 0, logits))) > 10
+  assert set(_draw(logits, top_p=0.6, top_k=2)) <= set(order[:2])
+  assert len(set(_draw(logits))) > 10
+
+
+def test_each_row_has_limits_of_its_own():
+  table = np.random.default_rng(1).normal(0, 1, SHAPE[1]).astype(np.float32)
+  limits = (
+    {},
+    {"top_k": 3},
+    {"min_p": 0.3},
+    {"top_p": 0.5, "top_k": 9, "min_p": 0.1},
+    {"top_p": 0.5, "top_k": 2},
+    {"top_p": 0.3, "min_p": 0.6},
+  )
+  rows = [each for each in limits for _ in range(300)]
+  names = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+  columns = {n: np.array([row.get(n, default) for row in rows]) for n, default in names.items()}
+  drawn = _draw(jnp.asarray(np.tile(table, (len(rows), 1))), **columns).reshape(len(limits), -1)
+  weights = np.exp(table.astype(np.float64))[None] / np.exp(table).sum()
+  for each, tokens in zip(limits, drawn, strict=True):
+    (allowed,) = plain_limits.kept(weights, **each)
+    assert allowed[tokens].all()
+    assert len(set(tokens)) == allowed.sum() or not each
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))

@@ -94,6 +94,7 @@ def test_frames_of_a_later_turn_are_read_as_if_they_stood_in_the_prompt(context,
     temperature=0.0,
     top_p=1.0,
     top_k=0,
+    min_p=0.0,
     max_tokens=8,
     stride=8,
   )

@@ -1,4 +1,4 @@
-"""Samples tokens with settings of each slot's own: seed, temperature, top-p and top-k.
+"""Samples tokens with settings of each slot's own: seed, temperature, top-p, top-k and min-p.
 
 A server decodes requests of strangers together. If their settings were part of a program, as in
 `sampler.Decoding`, each new temperature would compile one. What a slot draws depends on its own
@@ -24,14 +24,14 @@ class RowSampling:
 
   key_data: of the reply's key, see `reply_key`.
   temperature: 0 is greedy.
-  top_p: as in `sampler.Decoding`; of the tokens that top-k keeps.
-  top_k: keeps so many of the most likely tokens; 0: all.
+  top_p, top_k, min_p: as in `sampler.Decoding`.
   """
 
   key_data: UInt32[Array | np.ndarray, "slots words"]
   temperature: Float[Array | np.ndarray, "slots"]
   top_p: Float[Array | np.ndarray, "slots"]
   top_k: Int[Array | np.ndarray, "slots"]
+  min_p: Float[Array | np.ndarray, "slots"]
 
 
 def reply_key(seed: int) -> UInt32[np.ndarray, "words"]:
@@ -57,21 +57,22 @@ def divisor(rows: RowSampling) -> Float[Array, "slots 1"]:
 def sample_tokens(
   logits: Float[Array, "slots vocab"], rows: RowSampling, index: Int[Array, "slots"]
 ) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
-  """Samples a token for each slot, and returns it with its log-prob before top-p and top-k.
+  """Samples a token for each slot, and returns it with its log-prob among all tokens.
 
   logits: already divided by `divisor`, and without tokens that are not allowed.
   index: number of the step, folded into the keys of the slots.
   """
   log_probs = jax.nn.log_softmax(logits)
-  top_p, top_k = jnp.asarray(rows.top_p), jnp.asarray(rows.top_k)
+  top_p, top_k, min_p = (jnp.asarray(x) for x in (rows.top_p, rows.top_k, rows.min_p))
 
   def restrict(weights: Array) -> Array:
-    likely = likely_tokens.keep_top_k(weights, jnp.where(top_k > 0, top_k, jnp.inf))
-    total = jnp.where(top_k > 0, likely.sum(axis=-1), 1.0)
+    likely = likely_tokens.keep_min_p(weights, min_p)
+    likely = likely_tokens.keep_top_k(likely, jnp.where(top_k > 0, top_k, jnp.inf))
+    total = jnp.where((top_k > 0) | (min_p > 0), likely.sum(axis=-1), 1.0)
     return likely_tokens.keep_top_p(likely, jnp.where(top_p < 1, top_p * total, jnp.inf))
 
   # The search is left out where no slot needs it.
-  limited = (top_p < 1) | (top_k > 0)
+  limited = (top_p < 1) | (top_k > 0) | (min_p > 0)
   kept = jax.lax.cond(limited.any(), restrict, lambda x: x, jnp.exp(log_probs))
   keys = jax.random.wrap_key_data(jnp.asarray(rows.key_data))
   drawn = sampler.sample_inverse_cdf(kept, sampler.uniform(keys, index))

@@ -37,6 +37,7 @@ class Decoding:
   max_new_tokens: the most tokens of a reply.
   temperature: 0 is greedy.
   top_p: keeps the smallest set of tokens whose probability reaches it; 1: all tokens.
+  top_k, min_p: of `likely_tokens.keep_likely`, before top-p; 0: all tokens.
   stop_tokens: end a reply, and are part of it.
   slot_fractions: falling fractions of the slots to which decoding shrinks as replies end; decoding
     is compiled once for each fraction that is reached.
@@ -50,6 +51,8 @@ class Decoding:
   temperature: float
   top_p: float
   stop_tokens: tuple[int, ...]
+  top_k: int = 0
+  min_p: float = 0.0
   slot_fractions: tuple[float, ...] = ()
   replicate_weights: bool = True
   slots: int = 0
@@ -93,7 +96,8 @@ def sample(
   Decoding ends when every reply has ended or has `max_new_tokens` tokens.
 
   Log-probs are of the distribution at the temperature (at temperature 0: at temperature 1), without
-  the tokens that are not allowed and before top-p. `forward.reply_log_probs` computes the same.
+  the tokens that are not allowed and before min-p, top-k and top-p. `forward.reply_log_probs`
+  computes the same.
   """
   return sample_counting(graphdef, params, prompt, allowed_tokens, key, decoding=decoding)[0]
 
@@ -390,7 +394,9 @@ def sample_token(
   if decoding.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
   else:
-    kept = likely_tokens.keep_likely(jnp.exp(log_probs), top_p=decoding.top_p)
+    kept = likely_tokens.keep_likely(
+      jnp.exp(log_probs), top_p=decoding.top_p, top_k=decoding.top_k, min_p=decoding.min_p
+    )
     token = sample_inverse_cdf(kept, uniform(keys, index))
   token = token.astype(jnp.int32)
   return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]

@@ -137,8 +137,8 @@ def decode(
 
   slots: if there are as many as cache slots, slot i has to hold the reply of cache slot i.
   key: is folded by prompt, reply and step, as in `sampler.sample`.
-  row_settings: seed, temperature, top-p and top-k of each slot; they replace `key` and those of
-    `decoding`.
+  row_settings: seed, temperature, top-p, top-k and min-p of each slot; they replace `key` and
+    those of `decoding`.
   """
   model = nnx.merge(graphdef, params)
   slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)

@@ -85,6 +85,7 @@ class ChatRequest:
   temperature: float | None = None
   top_p: float | None = None
   top_k: int | None = None
+  min_p: float | None = None
   seed: int | None = None
   stop: tuple[str, ...] = ()
   num_frames: int | None = None
@@ -315,6 +316,7 @@ READERS: Mapping[str, _Reader] = {
   "temperature": _number("temperature", float, 0, 100),
   "top_p": _number("top_p", float, 0, 1),
   "top_k": _number("top_k", int, -1, 2**31 - 1),
+  "min_p": _number("min_p", float, 0, 1),
   "seed": _number("seed", int, 0, 2**32 - 1),
   "stop": _stops,
   "media_io_kwargs": _object({"video": _video}),

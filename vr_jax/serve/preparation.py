@@ -120,9 +120,8 @@ class Preparer:
     config = self._context.config
     limit = request.max_tokens or min(config.rl.max_new_tokens, self.max_tokens)
     if limit > self.max_tokens:
-      raise chat_request.wrong(
-        "max_tokens", f"is {limit}; this server's replies have at most {self.max_tokens}"
-      )
+      most = f"this server's replies have at most {self.max_tokens}"
+      raise chat_request.wrong("max_tokens", f"is {limit}; {most}")
     if request.stop and self._context.environment.turns > 1:
       raise chat_request.wrong("stop", "this recipe's replies have several turns; leave it out")
 
@@ -133,7 +132,8 @@ class Preparer:
       seed=given(request.seed, 0),
       temperature=given(request.temperature, config.eval.temperature),
       top_p=given(request.top_p, config.rl.top_p),
-      top_k=max(0, given(request.top_k, 0)),
+      top_k=max(0, given(request.top_k, config.rl.top_k)),
+      min_p=given(request.min_p, config.rl.min_p),
       max_tokens=limit,
       stride=max(limit, config.rl.max_new_tokens),
     )

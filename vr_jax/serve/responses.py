@@ -86,6 +86,7 @@ def details(
     "temperature": settings.temperature,
     "top_p": settings.top_p,
     "top_k": settings.top_k,
+    "min_p": settings.min_p,
     "max_tokens": settings.max_tokens,
     "seed": prepared.request.seed or 0,
   }

@@ -42,7 +42,7 @@ class SlotSettings:
   """How the reply in a slot is sampled.
 
   seed: of its key, see `row_sampling.reply_key`.
-  top_k: 0: all tokens.
+  top_p, top_k, min_p: as in `sampler.Decoding`.
   max_tokens: of each turn.
   stride: steps by which the numbers of the first steps of two turns differ, as in `ChunkSlots`.
   """
@@ -51,6 +51,7 @@ class SlotSettings:
   temperature: float
   top_p: float
   top_k: int
+  min_p: float
   max_tokens: int
   stride: int
 
@@ -123,14 +124,14 @@ class ServingSlots:
     """
     left, step = np.zeros(self.rows, np.int32), np.zeros(self.rows, np.int32)
     keys = np.tile(self._reply_key(0), (self.rows, 1))
-    top_k = np.zeros(self.rows, np.int32)
-    temperature, top_p = np.zeros(self.rows, np.float32), np.ones(self.rows, np.float32)
+    top_p, top_k = np.ones(self.rows, np.float32), np.zeros(self.rows, np.int32)
+    temperature, min_p = (np.zeros(self.rows, np.float32) for _ in range(2))
     for slot, (reply, settings) in replies.items():
       done = len(reply.replies[-1])
       left[slot] = settings.max_tokens - done
       step[slot] = (len(reply.replies) - 1) * settings.stride + done
       keys[slot], temperature[slot] = self._reply_key(settings.seed), settings.temperature
-      top_p[slot], top_k[slot] = settings.top_p, settings.top_k
+      top_p[slot], top_k[slot], min_p[slot] = settings.top_p, settings.top_k, settings.min_p
     zeros = np.zeros(self.rows, np.int32)
     self._state, decoded = turn_decode.decode(
       self._context.graphdef,
@@ -147,7 +148,9 @@ class ServingSlots:
       self._context.allowed_tokens,
       jax.random.key(0),
       jnp.int32(0),
-      row_sampling.RowSampling(key_data=keys, temperature=temperature, top_p=top_p, top_k=top_k),
+      row_sampling.RowSampling(
+        key_data=keys, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p
+      ),
       decoding=self._decoding,
       chunk=self._schedule.decode_chunk,
     )

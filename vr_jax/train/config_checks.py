@@ -141,6 +141,11 @@ def _check_together(
       "compares the replies of a group, and one alone has no advantage; "
       "set it to 2 or more, or rl.steps=0"
     )
+  if config.rl.steps and config.rl.top_k == 1:
+    yield errors.InputError(
+      "--config.rl.top_k=1: each reply is the most likely one, so nothing is compared or learned; "
+      "set it to 0 (all tokens), to 2 or more, or rl.steps=0"
+    )
   yield from _check_loss(config.rl)
   yield from _check_tracker(config, environment)
   judge = config.get("judge", {})

@@ -196,7 +196,12 @@ def _frame_sampling(data: ml_collections.ConfigDict) -> dict[str, Any]:
 def _generation_fields(context: run_context.RunContext) -> dict[str, Any]:
   """Fields of generation_config.json: replies are sampled as in the run's evaluation."""
   decoding = context.decoding(temperature=context.config.eval.temperature)
-  sampled = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+  sampled = {
+    "temperature": decoding.temperature,
+    "top_p": decoding.top_p,
+    "top_k": decoding.top_k,
+    **({"min_p": decoding.min_p} if decoding.min_p else {}),
+  }
   return {
     "eos_token_id": list(decoding.stop_tokens),
     "pad_token_id": context.processor.pad_token,

@@ -130,6 +130,8 @@ class ModelSetup:
       "max_new_tokens": rl.max_new_tokens,
       "temperature": rl.temperature,
       "top_p": rl.top_p,
+      "top_k": rl.top_k,
+      "min_p": rl.min_p,
       "stop_tokens": self.stop_tokens,
       "slot_fractions": tuple(rl.decode_slot_fractions),
       "replicate_weights": rl.replicate_weights_for_decode,

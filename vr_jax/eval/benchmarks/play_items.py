@@ -252,6 +252,8 @@ def _decoding(context: run_context.RunContext, protocol: protocols.Protocol) -> 
     # Of the one most likely token, any temperature draws that.
     "temperature": 0.0 if settings.top_k == 1 else settings.temperature,
     "top_p": settings.top_p,
+    "top_k": settings.top_k,
+    "min_p": 0.0,
     "max_new_tokens": settings.max_tokens,
   }
 
