@@ -16,7 +16,7 @@ from jaxtyping import Array
 import numpy as np
 
 from benchmarks import measure
-from vr_jax.rollout import likely_tokens, sampler
+from vr_jax.rollout import inverse_cdf, likely_tokens
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
   def search(logits: Array, fraction: Array) -> Array:
     weights = jnp.exp(jax.nn.log_softmax(logits))
     kept = likely_tokens.keep_likely(weights, top_p=given.top_p)
-    return sampler.sample_inverse_cdf(kept, fraction)
+    return inverse_cdf.sample(kept, fraction)
 
   @jax.jit
   def sort(logits: Array, fraction: Array) -> Array:
@@ -44,11 +44,11 @@ def main() -> None:
     before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
     edge = jnp.where((before < given.top_p) | (before <= 0), ordered, jnp.inf)
     kept = jnp.where(log_probs >= edge.min(axis=-1, keepdims=True), jnp.exp(log_probs), 0)
-    return sampler.sample_inverse_cdf(kept, fraction)
+    return inverse_cdf.sample(kept, fraction)
 
   @jax.jit
   def whole(logits: Array, fraction: Array) -> Array:
-    return sampler.sample_inverse_cdf(jnp.exp(jax.nn.log_softmax(logits)), fraction)
+    return inverse_cdf.sample(jnp.exp(jax.nn.log_softmax(logits)), fraction)
 
   sides = {"search": search, "sort": sort, "whole": whole}
   drawn = {name: np.asarray(side(logits, fraction)) for name, side in sides.items()}

@@ -233,7 +233,6 @@ def test_a_change_has_an_interval_and_a_p_value(sets, asked, tmp_path):
     ([], "needs --benchmarks"),
     (["--benchmarks=mvbench@official", "--split=mlvu:test"], "--split=mlvu:test"),
     (["--benchmarks=mlvu@official"], "mlvu"),
-    (["--benchmarks=mvbench@easy_video_r1"], "top_k=20"),
     (["--benchmarks=mvbench@official", "--base=nowhere"], "--base=nowhere: no such directory"),
     (["--benchmarks=mvbench@official", "extra"], "extra: vr-jax eval takes flags alone"),
     (["--benchmarks=mvbench@official", "--score_only"], "about.json: no such file"),

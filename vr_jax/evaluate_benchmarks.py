@@ -97,8 +97,7 @@ def evaluate_benchmarks(argv: Sequence[str]) -> int:
   arguments = parse(argv)
   if arguments is None:
     for each in protocols.PROTOCOLS.values():
-      supported = each.decoding is None or each.decoding.is_supported
-      print(f"{each.name:28} {'' if supported else '(not supported yet) '}{each.source}")
+      print(f"{each.name:28} {each.source}")
     return 0
   if arguments.score_only:
     evaluate(arguments)
@@ -151,12 +150,6 @@ def parse(argv: Sequence[str]) -> EvalArguments | None:
   if values.benchmark_data is None:
     raise errors.InputError("needs --benchmark_data=<directory>")
   chosen = tuple(protocols.get(name) for name in dict.fromkeys(values.benchmarks))
-  for each in chosen:
-    if each.decoding is not None and not each.decoding.is_supported:
-      raise errors.InputError(
-        f"--benchmarks={each.name}: samples with top_k={each.decoding.top_k} and a presence "
-        f"penalty of {each.decoding.presence_penalty:g}, which are not built; choose another"
-      )
   data = Path(values.benchmark_data)
   if not data.is_dir():
     raise errors.InputError(f"--benchmark_data={data}: no such directory")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.rollout import plain_limits
-from vr_jax.rollout import likely_tokens, sampler
+from vr_jax.rollout import inverse_cdf, likely_tokens
 
 ROWS = 32
 
@@ -79,7 +79,7 @@ def _draw_by_sorting(log_probs, fraction, top_p):
   inside = (mass_before < top_p) | (mass_before <= 0)
   edge = jnp.where(inside, ordered, jnp.inf).min(axis=-1, keepdims=True)
   kept = jnp.where(log_probs >= edge, jnp.exp(log_probs), 0)
-  return sampler.sample_inverse_cdf(kept, fraction)
+  return inverse_cdf.sample(kept, fraction)
 
 
 @functools.partial(jax.jit, static_argnames="top_p")
@@ -87,7 +87,7 @@ def _both_draws(logits, fraction, top_p):
   log_probs = jax.nn.log_softmax(logits)
   kept = likely_tokens.keep_top_p(jnp.exp(log_probs), top_p)
   return (
-    sampler.sample_inverse_cdf(kept, fraction),
+    inverse_cdf.sample(kept, fraction),
     _draw_by_sorting(log_probs, fraction, top_p),
   )
 
@@ -107,7 +107,7 @@ def test_a_token_is_drawn_by_as_many_numbers_as_its_share_of_what_is_kept_says()
   weights, grid = _with_ties(40)[:1], 4096
   kept = _kept(weights, top_p=0.7)
   fraction = jnp.asarray((np.arange(grid) + 0.5) / grid, jnp.float32)
-  drawn = sampler.sample_inverse_cdf(jnp.tile(kept, (grid, 1)), fraction)
+  drawn = inverse_cdf.sample(jnp.tile(kept, (grid, 1)), fraction)
   counts = np.bincount(np.asarray(drawn), minlength=40)
   expected = kept[0].astype(np.float64) / kept.sum() * grid
   assert (np.abs(counts - expected) <= 1).all()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.rollout import bigram, plain_limits
 from vr_jax import records
-from vr_jax.rollout import sampler
+from vr_jax.rollout import inverse_cdf, refill_sampler, sampler
 
 VOCAB = 12
 STOP = 9
@@ -124,6 +124,46 @@ def test_what_is_left_out_is_never_drawn_and_all_else_is(limits):
     np.testing.assert_array_equal(drawn[token], kept[token])
 
 
+@pytest.mark.parametrize("rungs", [(), (0.75, 0.5, 0.25)])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_a_reply_has_already_is_penalised_before_the_temperature(temperature, rungs):
+  table, penalty = _table(scale=1.0), 2.5
+  limits = {"top_k": 4, "top_p": 0.8}
+  rollout = _sample(
+    *(table, bigram.prompts((1, 2, 3), (4, 3))),
+    **limits,
+    temperature=temperature,
+    presence_penalty=penalty,
+    slot_fractions=rungs,
+  )
+  tokens, last, model = np.asarray(rollout.tokens), _last_tokens(rollout, [3, 3]), _model(rollout)
+  repeated = 0
+  for place in np.argwhere(model):
+    row, reply, time = place
+    logits = table[last[tuple(place)]].astype(np.float64)
+    logits[tokens[row, reply, :time]] -= penalty  # not the prompt's tokens
+    log_probs = _log_softmax(logits / (temperature or 1.0))
+    token = tokens[tuple(place)]
+    repeated += token in tokens[row, reply, :time]
+    assert rollout.log_probs[tuple(place)] == pytest.approx(log_probs[token], abs=1e-5)
+    if temperature:
+      assert plain_limits.kept(np.exp(log_probs)[None], **limits)[0, token]
+    else:
+      assert token == logits.argmax()
+  assert model.sum() > 200
+  assert repeated or not temperature
+
+
+def test_replies_of_several_turns_refuse_a_presence_penalty():
+  graphdef, params = bigram.split(_table())
+  fields = {"group": 4, "max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "stop_tokens": ()}
+  decoding = sampler.Decoding(**fields, presence_penalty=1.0, slots=4)
+  with pytest.raises(ValueError, match="presence penalty"):
+    refill_sampler.sample_counting(
+      graphdef, params, PROMPT, EVERYTHING, jax.random.key(0), decoding=decoding
+    )
+
+
 def test_tokens_are_drawn_as_often_as_their_probability_says():
   table = _table(scale=1.0)
   rollout = _sample(table, group=4096, max_new_tokens=1)
@@ -215,7 +255,7 @@ def test_a_batch_that_ends_at_its_first_token_is_done():
   assert (_model(rollout).sum(-1) == 1).all()
 
 
-drawn_by = jax.jit(sampler.sample_inverse_cdf)
+drawn_by = jax.jit(inverse_cdf.sample)
 
 
 @pytest.mark.parametrize("vocab", [1, 5, 128, 448, 1000])

@@ -84,6 +84,7 @@ def play(
   """
   if schedule.turns == 1:
     refills = 0 < decoding.slots < len(prompt.tokens) * decoding.group
+    refills &= not decoding.presence_penalty
     one_turn = refill_sampler if refills else sampler
     rollout, computed = one_turn.sample_counting(
       graphdef, params, prompt, allowed_tokens, key, decoding=decoding

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 import numpy as np
 
-from vr_jax.rollout import likely_tokens, sampler
+from vr_jax.rollout import inverse_cdf, likely_tokens, sampler
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +75,7 @@ def sample_tokens(
   limited = (top_p < 1) | (top_k > 0) | (min_p > 0)
   kept = jax.lax.cond(limited.any(), restrict, lambda x: x, jnp.exp(log_probs))
   keys = jax.random.wrap_key_data(jnp.asarray(rows.key_data))
-  drawn = sampler.sample_inverse_cdf(kept, sampler.uniform(keys, index))
+  drawn = inverse_cdf.sample(kept, sampler.uniform(keys, index))
   greedy = jnp.argmax(logits, axis=-1)
   token = jnp.where(jnp.asarray(rows.temperature) > 0, drawn, greedy).astype(jnp.int32)
   return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]

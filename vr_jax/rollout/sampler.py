@@ -22,11 +22,10 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import forward, likely_tokens
+from vr_jax.rollout import forward, inverse_cdf, likely_tokens
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 CHECK_EVERY = 4  # with several devices, steps between two counts of the unfinished replies
-_BLOCKS = 128  # number of blocks of the vocabulary in `sample_inverse_cdf`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,8 @@ class Decoding:
   temperature: 0 is greedy.
   top_p: keeps the smallest set of tokens whose probability reaches it; 1: all tokens.
   top_k, min_p: of `likely_tokens.keep_likely`, before top-p; 0: all tokens.
+  presence_penalty: is taken from the logits of the tokens that a reply has already, before the
+    division by the temperature. Only this module has it, and log-probs are those after it.
   stop_tokens: end a reply, and are part of it.
   slot_fractions: falling fractions of the slots to which decoding shrinks as replies end; decoding
     is compiled once for each fraction that is reached.
@@ -53,6 +54,7 @@ class Decoding:
   stop_tokens: tuple[int, ...]
   top_k: int = 0
   min_p: float = 0.0
+  presence_penalty: float = 0.0
   slot_fractions: tuple[float, ...] = ()
   replicate_weights: bool = True
   slots: int = 0
@@ -66,6 +68,7 @@ class _State:
 
   cache_slot: for each slot, the slot of the same device in which its reply started. Its results are
     written there, so that replies keep their order when they move to fewer slots.
+  seen: the tokens that each slot's reply has; None without a presence penalty.
   """
 
   index: Int[Array, ""]
@@ -78,6 +81,7 @@ class _State:
   keys: Key[Array, "slots"]
   cache_slot: Int[Array, "slots"]
   decode_slots: slots_lib.DecodeSlots
+  seen: Bool[Array, "slots vocab"] | None
 
 
 def sample(
@@ -185,7 +189,7 @@ def _start(
     group=group,
   )
   global_prompt = block * (places.replies // group) + reply_index // group
-  slots = len(reply_index)
+  slots, vocab = len(reply_index), len(model.lm_head_weight())
   blank = model.layout.place(jnp.zeros((slots, decoding.max_new_tokens)), ("slots", None))
   return prefix, _State(
     index=jnp.int32(0),
@@ -199,6 +203,9 @@ def _start(
     keys=place_slots(reply_keys(key, jnp.asarray(global_prompt), jnp.asarray(reply_index % group))),
     cache_slot=place_slots(jnp.asarray(places.device_slot())),
     decode_slots=decode_slots,
+    seen=model.layout.place(jnp.zeros((slots, vocab), bool), ("slots", None))
+    if decoding.presence_penalty
+    else None,
   )
 
 
@@ -244,8 +251,12 @@ def _decode(
   def step(state: _State) -> _State:
     index, done = state.index, state.finished
     logits = forward.token_logits(model, state.hidden, allowed_tokens, decoding.temperature or 1.0)
+    if (seen := state.seen) is not None:
+      logits -= decoding.presence_penalty / (decoding.temperature or 1.0) * seen
     token, log_prob = sample_token(logits, state.keys, index, decoding)
     token, log_prob = jnp.where(done, 0, token), jnp.where(done, 0, log_prob)
+    if seen is not None:
+      seen = seen | (jnp.arange(seen.shape[1]) == token[:, None])
     hidden, cache = model.decode(constants, state.cache, token, index, state.decode_slots)
     return dataclasses.replace(
       state,
@@ -256,6 +267,7 @@ def _decode(
       log_probs=jax.lax.dynamic_update_index_in_dim(state.log_probs, log_prob, index, axis=1),
       lengths=state.lengths + ~done,
       finished=done | (token[:, None] == stops).any(axis=-1),
+      seen=seen,
     )
 
   most = decoding.max_new_tokens
@@ -397,7 +409,7 @@ def sample_token(
     kept = likely_tokens.keep_likely(
       jnp.exp(log_probs), top_p=decoding.top_p, top_k=decoding.top_k, min_p=decoding.min_p
     )
-    token = sample_inverse_cdf(kept, uniform(keys, index))
+    token = inverse_cdf.sample(kept, uniform(keys, index))
   token = token.astype(jnp.int32)
   return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
 
@@ -411,38 +423,3 @@ def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Arr
     return jax.random.uniform(jax.random.fold_in(key, index)) + 2.0**-24
 
   return jax.vmap(draw_uniform)(keys, jnp.broadcast_to(index, keys.shape))
-
-
-def sample_inverse_cdf(
-  weights: Float[Array, "slots vocab"], fraction: Float[Array, "slots"]
-) -> Int[Array, "slots"]:
-  """Draws the first token at which the running sum of the weights exceeds `fraction` of the total.
-
-  A token of weight 0 is never drawn. This needs one random number, whereas the Gumbel trick needs
-  one for each token of the vocabulary. The sum runs over blocks of the vocabulary, then within the
-  chosen block, which keeps rounding errors small. Blocks are reduced, not gathered, so that the
-  vocabulary may be split over devices.
-  """
-  size = -(-weights.shape[1] // _BLOCKS)
-  padded = jnp.pad(weights, ((0, 0), (0, _BLOCKS * size - weights.shape[1])))
-  blocks = padded.reshape(-1, _BLOCKS, size)
-  sums = blocks.sum(axis=-1)
-  wanted = fraction * sums.sum(axis=-1)
-  block, before = _first_above(sums, wanted)
-  chosen = jnp.where(jnp.arange(_BLOCKS)[:, None] == block[:, None, None], blocks, 0).sum(axis=1)
-  place, _ = _first_above(chosen, wanted - before)
-  return block * size + place
-
-
-def _first_above(
-  weights: Float[Array, "slots places"], wanted: Float[Array, "slots"]
-) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
-  """The first index at which the running sum of the weights exceeds `wanted`, and the sum before.
-
-  If it never does because of rounding, the index of the largest weight.
-  """
-  running = jnp.cumsum(weights, axis=-1)
-  above = (running > wanted[:, None]) & (weights > 0)
-  place = jnp.where(above.any(axis=-1), above.argmax(axis=-1), weights.argmax(axis=-1))
-  here = jnp.arange(weights.shape[-1]) == place[:, None]
-  return place, jnp.where(here, running - weights, 0).sum(axis=-1)

@@ -139,7 +139,11 @@ def decode(
   key: is folded by prompt, reply and step, as in `sampler.sample`.
   row_settings: seed, temperature, top-p, top-k and min-p of each slot; they replace `key` and
     those of `decoding`.
+
+  Raises ValueError if `decoding` has a presence penalty, which it does not know.
   """
+  if decoding.presence_penalty:
+    raise ValueError("a presence penalty: only sampler has it")
   model = nnx.merge(graphdef, params)
   slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)
   rows, whole = slots.rows, len(slots.step) == len(state.hidden)

@@ -249,11 +249,11 @@ def _decoding(context: run_context.RunContext, protocol: protocols.Protocol) -> 
   if settings is None:
     return {"temperature": context.config.eval.temperature}
   return {
-    # Of the one most likely token, any temperature draws that.
-    "temperature": 0.0 if settings.top_k == 1 else settings.temperature,
+    "temperature": settings.temperature,
     "top_p": settings.top_p,
     "top_k": settings.top_k,
     "min_p": 0.0,
+    "presence_penalty": settings.presence_penalty,
     "max_new_tokens": settings.max_tokens,
   }
 

@@ -21,18 +21,13 @@ class PixelLimits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingSettings:
-  """How replies are sampled. temperature 0: always the most likely token. top_k 0: all tokens."""
+  """How replies are sampled, see `sampler.Decoding`."""
 
   max_tokens: int
   temperature: float = 0.0
   top_p: float = 1.0
   top_k: int = 0
   presence_penalty: float = 0.0
-
-  @property
-  def is_supported(self) -> bool:
-    """Whether our sampler can draw like this: from all tokens, or the most likely one."""
-    return self.top_k in (0, 1) and not self.presence_penalty
 
 
 _TOKEN = 28 * 28  # pixels of a frame that the harnesses count as one token
