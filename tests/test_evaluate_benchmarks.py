@@ -1,5 +1,6 @@
 """`vr-jax eval`: a run's policy on made-up benchmarks, from files to the table."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,8 +14,8 @@ from vr_jax import evaluate_benchmarks, main
 from vr_jax.data.benchmark_sets import mvbench
 from vr_jax.errors import InputError
 from vr_jax.eval import report_data
-from vr_jax.eval.benchmarks import reply_store
-from vr_jax.train import paths
+from vr_jax.eval.benchmarks import play_items, protocols, reply_store
+from vr_jax.train import paths, run_context
 from vr_jax.train import workdir as workdir_lib
 
 
@@ -233,6 +234,7 @@ def test_a_change_has_an_interval_and_a_p_value(sets, asked, tmp_path):
     ([], "needs --benchmarks"),
     (["--benchmarks=mvbench@official", "--split=mlvu:test"], "--split=mlvu:test"),
     (["--benchmarks=mlvu@official"], "mlvu"),
+    (["--benchmarks=mvbench@easy_video_r1"], "replies have up to 4096 tokens"),
     (["--benchmarks=mvbench@official", "--base=nowhere"], "--base=nowhere: no such directory"),
     (["--benchmarks=mvbench@official", "extra"], "extra: vr-jax eval takes flags alone"),
     (["--benchmarks=mvbench@official", "--score_only"], "about.json: no such file"),
@@ -243,6 +245,21 @@ def test_what_is_wrong_is_one_line(run, sets, tmp_path, capsys, words, complaint
   assert _eval(*flags, *words) == 2
   (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
   assert complaint in line
+
+
+@pytest.mark.parametrize("name", ["mvbench@easy_video_r1", "mvbench@video_r1", "mvbench@official"])
+def test_a_protocol_is_sampled_as_it_says_whatever_the_recipe_samples_from(run, name):
+  config = workdir_lib.config_of(run)
+  with config.unlocked():
+    config.rl.top_p, config.rl.top_k, config.rl.min_p = 0.5, 7, 0.3
+  context, protocol = run_context.make_run_context(config, run), protocols.get(name)
+  decoding = context.decoding(**play_items._decoding(context, protocol))
+  told = dataclasses.asdict(protocol.decoding) | {"min_p": 0.0}
+  told["max_new_tokens"] = told.pop("max_tokens")
+  assert {field: getattr(decoding, field) for field in told} == told
+  recipe = play_items._decoding(context, protocols.get("mvbench@recipe"))
+  decoding = context.decoding(**recipe)
+  assert (decoding.top_p, decoding.top_k, decoding.min_p) == (0.5, 7, 0.3)
 
 
 def test_all_protocols_are_listed(capsys):

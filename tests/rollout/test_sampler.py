@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.rollout import bigram, plain_limits
+from tests.rollout import bigram, chat, plain_limits
 from vr_jax import records
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import inverse_cdf, refill_sampler, sampler
 
 VOCAB = 12
@@ -152,6 +153,23 @@ def test_what_a_reply_has_already_is_penalised_before_the_temperature(temperatur
       assert token == logits.argmax()
   assert model.sum() > 200
   assert repeated or not temperature
+
+
+def test_on_several_devices_limits_and_the_penalty_give_the_tokens_of_one():
+  limits = {"top_k": 40, "min_p": 0.02, "top_p": 0.9, "presence_penalty": 1.5}
+  decoding = chat.decoding(**limits, slot_fractions=(0.5,))
+  rollouts = []
+  for mesh in (None, mesh_lib.make_mesh((1, 2, 1, 2), jax.devices()[:4])):
+    prompt = chat.batch(chat.opening(4))
+    prompt = prompt if mesh is None else mesh_lib.put_batch(prompt, mesh)
+    rollouts.append(
+      sampler.sample(
+        *chat.network(mesh), prompt, chat.ALLOWED, jax.random.key(7), decoding=decoding
+      )
+    )
+  one, several = rollouts
+  np.testing.assert_array_equal(several.tokens, one.tokens)
+  np.testing.assert_allclose(several.log_probs, one.log_probs, atol=1e-5)
 
 
 def test_replies_of_several_turns_refuse_a_presence_penalty():

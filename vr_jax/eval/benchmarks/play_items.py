@@ -58,11 +58,19 @@ class WholeReply(environment_lib.Defaults):
 def with_protocol(
   context: run_context.RunContext, protocol: protocols.Protocol
 ) -> run_context.RunContext:
-  """The context in which a protocol is played: its environment, and buckets for any length."""
+  """The context in which a protocol is played: its environment, and buckets for any length.
+
+  Raises InputError if the model has no room for a prompt beside the longest reply.
+  """
   config = context.config.copy_and_resolve_references().unlock()
   model = config.model
   reply = _reply_limit(context, protocol)
   room = context.model.max_position_embeddings - reply
+  if room < 1:
+    raise errors.InputError(
+      f"--benchmarks={protocol.name}: replies have up to {reply} tokens, and the model's context "
+      f"ends at {context.model.max_position_embeddings}; choose another"
+    )
   lengths = {*model.prefix_buckets, *_LENGTHS}
   model.prefix_buckets = tuple(sorted(size for size in lengths if size <= room)) or (room,)
   model.frame_buckets = tuple(sorted({*model.frame_buckets, *_FRAMES}))
