@@ -62,7 +62,8 @@ MAY_USE = {
   "main": ALL_ROOMS
   | {"ask", "segment", "judge_traces", "status", "buckets", "recipe_config", "overrides"},
   "segment": ALL_ROOMS - {"serve"} | {"ask"},
-  "evaluate_benchmarks": ALL_ROOMS - {"serve"} | {"ask", "main"},
+  "benchmark_arguments": frozenset({"ask", "eval", "parallel"}),
+  "evaluate_benchmarks": ALL_ROOMS - {"serve"} | {"ask", "benchmark_arguments", "main"},
   "judge_traces": ALL_ROOMS - {"serve"} | {"ask"},
   "ask": ALL_ROOMS - {"serve"} | {"main", "recipe_config"},
   "__init__": frozenset(),

@@ -21,6 +21,10 @@ interval and p-value.
 `--checkpoint`, `--config` and `--before_rl` are those of `vr-jax ask`. `--limit=100` asks only as
 many questions of each benchmark, drawn by a hash of their ids: a quick look, no score to report.
 
+Open answers need a judge: `--judge=endpoint --judge_model=NAME [--judge_base_url=URL]
+[--judge_key_variable=VARIABLE]`, or `--judge=local --judge_model=DIRECTORY` of weights. Without one
+they are not scored, and the score is partial.
+
 Frames of the videos are decoded once, to `--frames` (by default <out>/frames).
 """
 
@@ -33,48 +37,18 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-import ml_collections
-
-from vr_jax import ask, atomic, errors, main
+from vr_jax import ask, atomic, benchmark_arguments, errors, main
 from vr_jax.data import benchmark_item
 from vr_jax.data.benchmark_sets import registry
 from vr_jax.eval import report
-from vr_jax.eval.benchmarks import protocols, reply_store, score_table
-from vr_jax.parallel import cluster_flags
+from vr_jax.eval.benchmarks import judged_answers, protocols, reply_store, score_table
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
 
   from vr_jax.train import run_context
 
-_LISTED = "list"
-OWN = "benchmarks"  # directory in a run
 _PIECE = 1 << 16  # bytes of a file of weights at its start and end
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalArguments:
-  """A parsed command line.
-
-  data: below which each benchmark has a directory.
-  splits: by benchmark, where it is not the usual one.
-  base: the --out of another policy; None if it is not given.
-  limit: questions of each benchmark; 0: all.
-  config: None with score_only.
-  """
-
-  protocols: tuple[protocols.Protocol, ...]
-  data: Path
-  splits: dict[str, str]
-  out: Path
-  frames: Path
-  base: Path | None
-  limit: int
-  score_only: bool
-  before_rl: bool
-  config: ml_collections.ConfigDict | None
-  workdir: Path | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +68,7 @@ def evaluate_benchmarks(argv: Sequence[str]) -> int:
 
   Raises InputError naming the flag or file at fault.
   """
-  arguments = parse(argv)
+  arguments = benchmark_arguments.parse(argv, help_text=__doc__ or "")
   if arguments is None:
     for each in protocols.PROTOCOLS.values():
       print(f"{each.name:28} {each.source}")
@@ -105,7 +79,7 @@ def evaluate_benchmarks(argv: Sequence[str]) -> int:
   return main.in_cluster(argv, lambda: evaluate(arguments))
 
 
-def evaluate(arguments: EvalArguments) -> None:
+def evaluate(arguments: benchmark_arguments.EvalArguments) -> None:
   """Asks, scores and prints. All processes of a run call it together."""
   questions = {each.name: read_questions(arguments, each) for each in arguments.protocols}
   first = True
@@ -119,81 +93,9 @@ def evaluate(arguments: EvalArguments) -> None:
     write_table(arguments.out, rows)
 
 
-def parse(argv: Sequence[str]) -> EvalArguments | None:
-  """Parses a command line; None if it asks for a list of protocols.
-
-  Raises InputError naming the word, flag or file at fault.
-  """
-  values = flags.FlagValues()
-  flags.DEFINE_string("checkpoint", None, "Workdir of a run, or a directory.", flag_values=values)
-  flags.DEFINE_list(
-    "benchmarks", [], "Protocols, as mvbench@official; or list.", flag_values=values
-  )
-  flags.DEFINE_string("benchmark_data", None, "Directory of benchmarks.", flag_values=values)
-  flags.DEFINE_list("split", [], "Splits, as mlvu:test.", flag_values=values)
-  flags.DEFINE_string("out", None, "Directory for replies and scores.", flag_values=values)
-  flags.DEFINE_string("frames", None, "Directory for decoded frames.", flag_values=values)
-  flags.DEFINE_string("base", None, "The --out of another policy.", flag_values=values)
-  flags.DEFINE_integer("limit", 0, "Questions of each benchmark.", 0, flag_values=values)
-  flags.DEFINE_boolean("score_only", False, "Score the replies that are there.", flag_values=values)
-  flags.DEFINE_boolean("before_rl", False, "Ask the policy before RL.", flag_values=values)
-  cluster_flags.define_flags(values)
-  rest, overrides = ask.read_words("eval", values, argv, help_text=__doc__)
-  if rest:
-    raise errors.InputError(f"{rest[0]}: vr-jax eval takes flags alone (vr-jax eval --help)")
-  if values.benchmarks == [_LISTED]:
-    return None
-  if not values.benchmarks:
-    raise errors.InputError(
-      "needs --benchmarks=<benchmark>@<protocol>,…; --benchmarks=list has all"
-    )
-  if values.benchmark_data is None:
-    raise errors.InputError("needs --benchmark_data=<directory>")
-  chosen = tuple(protocols.get(name) for name in dict.fromkeys(values.benchmarks))
-  data = Path(values.benchmark_data)
-  if not data.is_dir():
-    raise errors.InputError(f"--benchmark_data={data}: no such directory")
-  base = None if values.base is None else Path(values.base)
-  if base is not None and not base.is_dir():
-    raise errors.InputError(f"--base={base}: no such directory")
-  config, workdir = None, None
-  checkpoint = None if values.checkpoint is None else Path(values.checkpoint)
-  if not values.score_only:
-    config, workdir = ask.load_config(checkpoint, overrides)
-    if values.before_rl and workdir is None:
-      raise errors.InputError("--before_rl: needs --checkpoint=<workdir of a run>")
-  if values.out is not None:
-    out = Path(values.out)
-  elif (run := workdir or checkpoint) is not None and (run / "checkpoints").is_dir():
-    out = run / OWN
-  else:
-    raise errors.InputError("needs --out=<directory>, or --checkpoint=<workdir of a run>")
-  return EvalArguments(
-    protocols=chosen,
-    data=data,
-    splits=_parse_splits(values.split, chosen),
-    out=out,
-    frames=out / "frames" if values.frames is None else Path(values.frames),
-    base=base,
-    limit=values.limit,
-    score_only=values.score_only,
-    before_rl=values.before_rl,
-    config=config,
-    workdir=workdir,
-  )
-
-
-def _parse_splits(words: Sequence[str], chosen: Sequence[protocols.Protocol]) -> dict[str, str]:
-  splits = {}
-  for word in words:
-    name, _, split = word.partition(":")
-    if not split or name not in {each.benchmark for each in chosen}:
-      raise errors.InputError(f"--split={word}: needs a benchmark of --benchmarks, as mlvu:test")
-    splits[name] = split
-  return splits
-
-
-def read_questions(arguments: EvalArguments, protocol: protocols.Protocol) -> _Questions:
+def read_questions(
+  arguments: benchmark_arguments.EvalArguments, protocol: protocols.Protocol
+) -> _Questions:
   """Reads the questions of a protocol whose files are there.
 
   Raises InputError if there are none.
@@ -240,7 +142,9 @@ def _shuffled(item: benchmark_item.Item) -> str:
   return hashlib.sha256(item.id.encode()).hexdigest()
 
 
-def _ask_policy(arguments: EvalArguments, questions: dict[str, _Questions]) -> None:
+def _ask_policy(
+  arguments: benchmark_arguments.EvalArguments, questions: dict[str, _Questions]
+) -> None:
   """Asks what has no reply yet; the policy is loaded once."""
   # As in main.run: a mistyped flag should not wait until JAX has been imported.
   from vr_jax.parallel import mesh as mesh_lib
@@ -263,7 +167,9 @@ def _ask_policy(arguments: EvalArguments, questions: dict[str, _Questions]) -> N
       _play(arguments, context, params, policy, weights, protocol, questions[protocol.name].items)
 
 
-def _weights_directory(arguments: EvalArguments, context: "run_context.RunContext") -> Path | None:
+def _weights_directory(
+  arguments: benchmark_arguments.EvalArguments, context: "run_context.RunContext"
+) -> Path | None:
   """Where the weights of the policy are; None if they are random."""
   from vr_jax.train import export_stage, initialization
 
@@ -305,7 +211,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _play(
-  arguments: EvalArguments,
+  arguments: benchmark_arguments.EvalArguments,
   context: "run_context.RunContext",
   params: "PyTree",
   policy: str,
@@ -386,7 +292,7 @@ def _hash(value: Any) -> str:
 
 
 def _score(
-  arguments: EvalArguments, protocol: protocols.Protocol, questions: _Questions
+  arguments: benchmark_arguments.EvalArguments, protocol: protocols.Protocol, questions: _Questions
 ) -> score_table.ScoredProtocol:
   """Scores the replies on disk. Raises InputError if there are none."""
   store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
@@ -416,7 +322,22 @@ def _score(
     count_differences=questions.count_differences,
     unshown=questions.unshown,
     base=None if base is None else base.read(),
+    judge=_judge(arguments),
   )
+
+
+def _judge(arguments: benchmark_arguments.EvalArguments) -> judged_answers.AnswerJudge | None:
+  cache = arguments.out / "judged_answers.sqlite"
+  if arguments.judge == "local":
+    return judged_answers.local(Path(arguments.judge_model), cache=cache)
+  if arguments.judge == "endpoint":
+    return judged_answers.endpoint(
+      arguments.judge_model,
+      base_url=arguments.judge_base_url,
+      key_variable=arguments.judge_key_variable,
+      cache=cache,
+    )
+  return None
 
 
 def write_table(out: Path, rows: Sequence[score_table.ScoredProtocol]) -> None:
@@ -433,5 +354,5 @@ def write_table(out: Path, rows: Sequence[score_table.ScoredProtocol]) -> None:
   for note in score_table.notes(rows):
     print(note)
   print(f"table: {out / 'table.html'}")
-  if out.name == OWN and (out.parent / "report.html").is_file():
+  if out.name == benchmark_arguments.OWN and (out.parent / "report.html").is_file():
     print(f"report: {report.write_report(out.parent)}")

@@ -18,6 +18,7 @@ from vr_jax.eval.benchmarks import (
   aggregation,
   answer_rules,
   group_sums,
+  judged_answers,
   protocols,
   reply_store,
   scored_reply,
@@ -80,16 +81,24 @@ def score_replies(
   protocol: protocols.Protocol,
   items: Sequence[benchmark_item.Item],
   replies: Mapping[str, reply_store.StoredReply],
+  judge: judged_answers.AnswerJudge | None = None,
 ) -> list[scored_reply.ScoredReply]:
-  """The final score of each item that can be scored by rule; one without a reply failed."""
+  """The final score of each item that a rule or the judge can score; one without a reply failed.
+
+  Raises InputError as `judged_answers.grade` does.
+  """
+  judged = {} if judge is None else judged_answers.grade(judge, items, replies)
   scored = []
   for item in items:
-    if not can_score(item):
+    by_judge = judge is not None and judged_answers.needs_judge(item)
+    if not by_judge and not can_score(item):
       continue
     stored = replies.get(item.id)
     answer = None
     if stored is not None and not stored.problem:
-      answer = answer_rules.score(protocol.rule, stored.reply, item)
+      answer = (
+        judged[item.id] if by_judge else answer_rules.score(protocol.rule, stored.reply, item)
+      )
     scored.append(
       scored_reply.make(
         item,
@@ -115,27 +124,29 @@ def make(
   count_differences: Sequence[str] = (),
   unshown: int = 0,
   base: Mapping[str, reply_store.StoredReply] | None = None,
+  judge: judged_answers.AnswerJudge | None = None,
 ) -> ScoredProtocol:
   """Computes the numbers of a protocol.
 
   items: of the protocol, whose files are there.
   missing, count_differences, unshown: see `ScoredProtocol`.
   base: replies of another policy to the same items, to compare with.
+  judge: grades open answers; None: these are not scored.
 
-  Raises InputError if no item can be scored.
+  Raises InputError if no item can be scored, or as `judged_answers.grade` does.
   """
   metric = aggregation.get(protocol.metric)
-  scored = score_replies(protocol, items, replies)
+  scored = score_replies(protocol, items, replies, judge)
   if not scored:
     raise InputError(
-      f"{protocol.name}: none of {len(items)} questions can be scored by a rule: they need a "
-      "judge, or their answers were not released"
+      f"{protocol.name}: none of {len(items)} questions can be scored: they need a judge "
+      "(--judge), or their answers were not released"
     )
   counts = scored_reply.count_statuses(scored)
   said = [replies[item.id] for item in items if item.id in replies and not replies[item.id].problem]
   changes = {}
   if base is not None:
-    changes = statistics.compare(metric, score_replies(protocol, items, base), scored)
+    changes = statistics.compare(metric, score_replies(protocol, items, base, judge), scored)
   return ScoredProtocol(
     protocol=protocol.name,
     headline=metric.headline,
@@ -156,6 +167,7 @@ def make(
     split=", ".join(sorted({item.split for item in items})),
     tokens=sum(each.tokens for each in said) / len(said) if said else math.nan,
     shown=_describe_shown(said),
+    judge="" if judge is None or not any(map(judged_answers.needs_judge, items)) else judge.name,
   )
 
 
@@ -208,7 +220,9 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
       listed = f"{', '.join(files[:3])}{more}"
       found.append(f"{row.protocol}: {len(row.missing)} questions left out: {listed} missing")
     if row.unscored:
-      found.append(f"{row.protocol}: {row.unscored} questions not scored: no judge, or no answer")
+      found.append(
+        f"{row.protocol}: {row.unscored} questions not scored: no judge (--judge), or no answer"
+      )
     if row.not_asked:
       found.append(f"{row.protocol}: {row.not_asked} questions not asked yet; they count as wrong")
     if row.unshown:
