@@ -157,7 +157,10 @@ def analyse(
   if options is None:
     options = compiler_options.options_for(where.devices[0].device_kind, config.compiler_options)
   analyses = []
-  chosen = [p for p in programs.programs_of_step(config, model, mesh, shapes) if only(p)]
+  every = programs.programs_of_step(config, model, mesh, shapes)
+  chosen = [program for program in every if only(program)]
+  if not chosen:
+    raise errors.InputError(f"--programs: one of {', '.join(program.name for program in every)}")
   expected = expected_time.ExpectedTime([program.name for program in chosen])
   for program in chosen:
     progress(f"compiling {program.name} for {where.name} ({expected})")
@@ -171,6 +174,8 @@ def analyse(
 
 def _shallow(model: Any, layers: int) -> Any:
   """The config of a model of `layers` text layers, as wide as before."""
+  if not 0 < layers <= model.text.num_hidden_layers:
+    raise errors.InputError(f"--layers={layers}: 1 to {model.text.num_hidden_layers}")
   return dataclasses.replace(model, text=dataclasses.replace(model.text, num_hidden_layers=layers))
 
 

@@ -62,6 +62,10 @@ def _run(argv: list[str]) -> int:
     raise errors.InputError(
       "needs --config=configs/<recipe>.py:<size> and --topology=<slice>, as v5p-16 or v5p:2x2x2"
     )
+  if options.sweep and options.options_sweep:
+    raise errors.InputError("--options-sweep: not with --sweep; give one of them")
+  if (options.layers or options.programs) and not options.options_sweep:
+    raise errors.InputError("--layers and --programs are for --options-sweep; add it")
   # A plan has no workdir; the entry point's own parser reads the rest and checks each field.
   config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])
   topology.prepare(quick=options.quick)

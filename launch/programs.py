@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from launch import abstract_state
-from vr_jax import records
+from vr_jax import errors, records
 from vr_jax.models import interface
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import mesh as mesh_lib
@@ -108,6 +108,11 @@ def _encoder(run: abstract_state.AbstractTrainState) -> Program:
 
 
 def _rollout(run: abstract_state.AbstractTrainState) -> Program:
+  if run.net.config.rl.decode_slots:
+    raise errors.InputError(
+      "config.rl.decode_slots: a plan has a slot for each reply; set 0, and count caches of fewer "
+      "slots by hand"
+    )
   return Program(
     name="rollout",
     function=sampler.sample_without_compaction,

@@ -249,7 +249,8 @@ class RlSection(LoopSection):
   decode_slots: int = field(
     0,
     "Replies that decode at once, over all devices: a slot that is free gets the next prompt's "
-    "reply; 0: all of a step's, in slots that shrink by decode_slot_fractions. One turn only.",
+    "reply; 0: all of a step's, in slots that shrink by decode_slot_fractions. "
+    "Evaluations too. One turn only.",
     "[0, inf)",
     change="rounding",
   )

@@ -19,7 +19,7 @@ def _probabilities(vocab, scale, *, seed=0, rows=ROWS):
 
 
 def _with_ties(vocab, seed=0):
-  """Probabilities that are multiples of 2^-16, many of them equal: their sums are exact."""
+  """Probabilities that are multiples of 2^-6, many of them equal: their sums are exact."""
   rng = np.random.default_rng([seed, vocab])
   weights = np.zeros((ROWS, vocab))
   for row in weights:

@@ -10,6 +10,7 @@ from tests.train import nano
 from vr_jax import errors
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.common import export, lora, weight_mapping
+from vr_jax.rollout import sampler
 from vr_jax.train import (
   batching,
   export_stage,
@@ -163,6 +164,13 @@ def test_rl_from_the_base_stays_close_to_the_base_without_a_copy_of_it(data, mon
   flat = weight_mapping.flat(context.abstract_params)
   adapters = sum(v.get_value().size for n, v in flat.items() if lora.is_adapter(n))
   assert sum(copied) == adapters
+
+
+@pytest.mark.parametrize(("mesh", "gathers"), [((1, 1, 1, 2), False), ((1, 2, 1, 1), True)])
+def test_decoding_copies_no_weights_that_stay_as_they_are(data, mesh, gathers):
+  plain = nano.build(data, mesh=mesh)
+  changed = sampler.changed_for_decoding(plain.graphdef, initialization.fresh_params(plain))
+  assert bool(jax.tree.leaves(changed)) == gathers
 
 
 @pytest.fixture(scope="module")

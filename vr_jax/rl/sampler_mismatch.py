@@ -2,7 +2,8 @@
 
 d = o - s is the difference of a token's log-probs: o by the trainer before its update, s by the
 sampler. A reply's d is the sum over its tokens. The mean of exp(d) says little: tokens are drawn by
-s, so its expectation is 1 whatever o is. These do tell:
+s, so its expectation is 1 whatever o is (with top-p, top-k or min-p, the mass they keep by o over
+that by s). These do tell:
 
     mean |d|           in nats
     k3                 exp(d) - 1 - d, never negative; its mean estimates KL(sampler || trainer)
@@ -12,7 +13,7 @@ A batch is split over micro-batches and devices, so each gives sums (`mismatch_s
 metrics of the whole are made (`mismatch_metrics`). For p99 these are counts of |d| above each of
 EDGES, integers: p99 is the smallest edge that at most 1 % lie above. It is never below the exact
 percentile, the smallest of the values that at most 1 % lie above, and at most 2^(1/8) times it
-(9.1 % more), from 2^-24 to 64.
+(9.1 % more), from 2^-24 to 2^14 nats; it is inf above.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(30 * 8 + 1) / 8 - 24), [np.inf]]).astype(
+EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(38 * 8 + 1) / 8 - 24), [np.inf]]).astype(
   np.float32
 )
 MAX_LOG_RATIO = 20.0  # a larger d counts as this in k3, whose mean would else overflow

@@ -101,7 +101,7 @@ def sample(
 
   Log-probs are of the distribution at the temperature (at temperature 0: at temperature 1), without
   the tokens that are not allowed and before min-p, top-k and top-p. `forward.reply_log_probs`
-  computes the same.
+  computes the same, unless there is a presence penalty.
   """
   return sample_counting(graphdef, params, prompt, allowed_tokens, key, decoding=decoding)[0]
 
@@ -222,7 +222,7 @@ def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
 @same_programs.compared
 @functools.partial(jax.jit, static_argnames="graphdef")
 def changed_for_decoding(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
-  """The arrays that are others in decoding, see the model's `decoding_params`."""
+  """The arrays that decoding needs in another dtype or sharding; None in place of the rest."""
   return nnx.merge(graphdef, params).decoding_params()
 
 

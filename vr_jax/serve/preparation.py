@@ -25,7 +25,7 @@ from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import dialogue, episodes, play
 from vr_jax.serve import chat_request, media, request_error, serving_slots
-from vr_jax.train import paths, run_context
+from vr_jax.train import paths, run_context, step_shapes
 
 # Finds the features of a key, on the host; None if they are not known.
 FeatureLookup = Callable[[str], PyTree | None]
@@ -103,8 +103,7 @@ class Preparer:
     settings = self._settings(request)
     self._check_pixels(request)
     clips = self._open_media(request)
-    shown = min((len(clip.frames) for clip in clips if clip.kind == "video"), default=1)
-    frames = min(shown, self._context.config.data.frames)
+    frames = min((len(clip.frames) for clip in clips if clip.kind == "video"), default=1)
     try:
       processor = self._processor(request.min_pixels, request.max_pixels, frames)
     except errors.InputError as error:
@@ -161,7 +160,8 @@ class Preparer:
     if least is None and most is None:
       return context.processor
     low = least or min(section.min_pixels, most or section.min_pixels)
-    return context.processor_with_limits(low, most or max(section.max_pixels, low), frames)
+    high = most or max(step_shapes.frame_pixels(section, frames), low)
+    return context.processor_with_limits(low, high, frames)
 
   def _open_media(self, request: chat_request.ChatRequest) -> list[_Clip]:
     """What is shown of each image and video, in order."""

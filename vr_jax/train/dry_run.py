@@ -26,6 +26,7 @@ from vr_jax.data import (
   trace_store,
 )
 from vr_jax.envs import registry
+from vr_jax.models.common import prompts
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
   check_examples,
@@ -38,6 +39,7 @@ from vr_jax.train import (
   model_setup,
   paths,
   run_context,
+  step_shapes,
 )
 from vr_jax.train import workdir as workdir_lib
 from vr_jax.worlds import config as world_config
@@ -336,7 +338,7 @@ def _machine_problems(
   except errors.InputError as error:
     yield str(error)
     return
-  lines += _describe_steps(config)
+  lines += _describe_steps(config, model_setup.model_of(config).vision_shapes)
   kind, memory = mesh.devices.flat[0].device_kind, estimate.memory
   known = f" of {_size(memory.available)}" if memory.available else ""
   lines.append(
@@ -368,7 +370,9 @@ def _machine_problems(
       )
 
 
-def _describe_steps(config: ml_collections.ConfigDict) -> Iterator[str]:
+def _describe_steps(
+  config: ml_collections.ConfigDict, shapes: prompts.VisionShapes
+) -> Iterator[str]:
   """What the run's steps come to: how many updates, of what size at the most."""
   sft, rl = config.sft, config.rl
   if sft.steps:
@@ -382,9 +386,12 @@ def _describe_steps(config: ml_collections.ConfigDict) -> Iterator[str]:
       f"each of {rl.batch_size} prompts x {rl.num_generations} replies of at most "
       f"{rl.max_new_tokens} tokens"
     )
-  frames = max(config.model.frame_buckets) * sampling.TEMPORAL_PATCH
+  frames = max(config.model.patch_buckets) // max(shapes.patches_per_image, 1)
+  if shapes.images_per_frame:
+    frames = max(config.model.frame_buckets) * shapes.images_per_frame
+  pixels = step_shapes.frame_pixels(config.model, frames)
   yield (
-    f"run: a prompt shows at most {frames} frames of at most {config.model.max_pixels} pixels, "
+    f"run: a prompt shows at most {frames} frames of at most {pixels} pixels, "
     f"and has at most {max(config.model.prefix_buckets)} tokens"
   )
 

@@ -80,7 +80,7 @@ def make_reference(
     dtype = activations if casts and len(names) > 1 else x.dtype
     if abstract:
       return variable.replace(jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding))
-    return variable.replace(jnp.array(x, dtype, copy=True))
+    return variable.replace(jnp.copy(x) if x.dtype == dtype else x.astype(dtype))
 
   trained = train_state_lib.split(params, net.frozen)[0]
   return jax.tree.map(copy, trained, is_leaf=lambda x: isinstance(x, nnx.Variable))

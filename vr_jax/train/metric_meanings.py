@@ -42,8 +42,8 @@ MEANINGS: Mapping[str, str] = {
     "is set."
   ),
   "sampling/importance_sampling_ratio/mean": (
-    "Mean ratio of the trainer's probability of a token to the sampler's. Its expectation is 1 "
-    "however much they differ."
+    "Mean ratio of the trainer's probability of a token to the sampler's. Without top-p, top-k "
+    "and min-p its expectation is 1 however much they differ."
   ),
   "sampling/sampling_logp_difference/mean": (
     "Mean absolute difference of a token's log-prob between trainer and sampler."

@@ -133,7 +133,7 @@ def _ask(
   cache: judge_cache.VerdictCache,
 ) -> dict[bytes, bool]:
   verdicts: dict[bytes, bool] = {}
-  keys = list(questions)
+  keys, lost = list(questions), 0
   with contextlib.closing(judge.connect()) as model:
     for start in range(0, len(keys), _AT_ONCE):
       some = keys[start : start + _AT_ONCE]
@@ -141,11 +141,15 @@ def _ask(
       fresh = {key: verdict for key, verdict in found if verdict is not None}
       cache.put(fresh)
       verdicts |= fresh
-      if lost := int(model.counts().get("unanswered", 0)):
-        raise errors.InputError(
-          f"--judge_model={judge.name}: gave no reply to {lost} of {len(some)} prompts; "
-          f"{len(verdicts)} new verdicts are stored in {judge.cache}, and the same command goes on"
-        )
+      unanswered = int(model.counts().get("unanswered", 0))
+      lost += unanswered
+      if unanswered == len(some):
+        break
+  if lost:
+    raise errors.InputError(
+      f"--judge_model={judge.name}: gave no reply to {lost} prompts; {len(verdicts)} new verdicts "
+      f"are stored in {judge.cache}, and the same command asks for the others alone"
+    )
   return verdicts
 
 

@@ -127,7 +127,7 @@ class Decoder(nnx.Module):
     def layer(x, weights):
       query, key, value = self.project_qkv(x, weights, cos, sin)
       mixed = self.attention.prompts(query, key, value, valid)
-      # What is kept lies split, although attention gathers it.
+      # What is returned stays split along the prefix; attention gathered copies.
       kept = tuple(self.layout.place(x, (*axes[:2], "kv_heads", None)) for x in (key, value))
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), kept
 
@@ -219,7 +219,7 @@ class Decoder(nnx.Module):
     # Levels lead, so that each is contiguous.
     levels = jnp.moveaxis(added.astype(self.dtype), -2, 0)
     levels = self.layout.place(levels, (None, *axes))
-    depth = len(jax.tree.leaves(inputs, is_leaf=lambda x: isinstance(x, tuple))[0])
+    depth = len(jax.tree.leaves(inputs, is_leaf=layers.has_layers)[0])
 
     def and_add(x: Array, numbered: Any) -> tuple[Array, Any]:
       number, one = numbered

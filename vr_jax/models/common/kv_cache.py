@@ -30,7 +30,7 @@ class PrefixKV:
 
   def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "PrefixKV":
     """Applies `place(array, logical axes)` to each array, with the axes that `prefill` uses."""
-    block = (None, "prompts", None, "kv_heads", None)
+    block = (None, "prompts", "prefix", "kv_heads", None)
     return PrefixKV(
       keys=place(self.keys, block),
       values=place(self.values, block),

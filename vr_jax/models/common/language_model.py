@@ -236,8 +236,10 @@ class DecoderLanguageModel(nnx.Module):
         return variable.replace(None)
       is_kept = name.endswith((layers.LORA_A, layers.LORA_B)) or layers.is_stored(name, x)
       axes = tuple(axis if axis != "embed" else None for axis in variable.get_metadata()["axes"])
-      gathered = self.layout.place(x if is_kept else x.astype(self.text.dtype), axes)
-      return variable.replace(None if gathered is x else gathered)
+      cast = x if is_kept else x.astype(self.text.dtype)
+      shards = [self.layout.shards(a, x.shape) for a in (axes, variable.get_metadata()["axes"])]
+      stays = cast.dtype == x.dtype and shards[0] == shards[1]
+      return variable.replace(None if stays else self.layout.place(cast, axes))
 
     params = nnx.split(self)[1]
     return jax.tree.map_with_path(gather, params, is_leaf=lambda x: isinstance(x, nnx.Variable))

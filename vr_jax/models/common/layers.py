@@ -47,8 +47,8 @@ Weights = dict[str, Array | stored_weights.StoredMatrices]
 def stack(module: nnx.Module, dtype: jnp.dtype, *, platform: str) -> Weights:
   """Like `cast`, for layers that are scanned over; but frozen matrices stay as they are stored.
 
-  Those are in bfloat16, the base of adapters. `project` converts them a layer at a time, as a
-  converted stack would be a second copy of all weights.
+  Only the frozen base of adapters is stored in bfloat16. `project` converts it a layer at a
+  time, as a converted stack would be a second copy of all weights.
 
   platform: "cpu", "gpu" or "tpu".
   """
@@ -80,16 +80,17 @@ def chain(
 
   inputs: lists and dicts of such tuples, or of stacked arrays.
   """
-  depth = len(jax.tree.leaves(inputs, is_leaf=_has_layers)[0])
+  depth = len(jax.tree.leaves(inputs, is_leaf=has_layers)[0])
   outputs = []
   for number in range(depth):
-    one = jax.tree.map(lambda stack, number=number: stack[number], inputs, is_leaf=_has_layers)
+    one = jax.tree.map(lambda stack, number=number: stack[number], inputs, is_leaf=has_layers)
     x, output = layer(x, one)
     outputs.append(output)
   return x, jax.tree.map(lambda *layers: layers, *outputs)
 
 
-def _has_layers(x: PyTree) -> bool:
+def has_layers(x: PyTree) -> bool:
+  """Whether it has one array a layer: a tuple, or a stack of stored matrices."""
   return isinstance(x, tuple) or stored_weights.is_stored(x)
 
 

@@ -38,10 +38,13 @@ def scan(
   Other policies always scan: XLA for CPU would merge the recomputation of unrolled layers with
   their forward pass, and keep the residuals.
 
+  Frozen matrices are converted a layer at a time (`layers.stack`); "none" keeps the converted ones
+  for the backward pass, "dots" too.
+
   Raises InputError if there is no such policy.
   """
   if policy == "none":
-    depth = jax.tree.leaves(inputs)[0].shape[0]
+    depth = len(jax.tree.leaves(inputs, is_leaf=stored_weights.is_stored)[0])
     return stored_weights.scan(layer, x, inputs, unroll=depth <= layers.UNROLLED)
   if policy not in POLICIES:
     raise errors.InputError(f"config.model.remat={policy}: one of none, {', '.join(POLICIES)}")

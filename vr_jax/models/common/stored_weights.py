@@ -21,7 +21,7 @@ class StoredMatrices:
   """Some successive layers of a stack in bfloat16. They get no gradients.
 
   first: index of the first of these layers in `stack`.
-  depth: how many they are.
+  depth: number of layers.
   """
 
   stack: Any
@@ -36,8 +36,9 @@ class StoredMatrices:
     """The layers of a slice with step 1, or the bits of one layer."""
     if isinstance(where, int):
       return self.bits(jnp.int32(range(self.depth)[where]))
-    first, end, _ = where.indices(self.depth)
-    return StoredMatrices(self.stack, self.first + first, end - first)
+    first, end, step = where.indices(self.depth)
+    assert step == 1
+    return StoredMatrices(self.stack, self.first + first, max(end - first, 0))
 
   def bits(self, layer: Int[Array, ""]) -> UInt16[Array, "..."]:
     """The bits of a layer, whose bfloat16 are the upper halves of float32."""
@@ -101,7 +102,7 @@ def scan(
   if not any(map(is_stored, leaves)):
     return lax.scan(rematerialised(layer), x, inputs, unroll=unroll)
   sliced = [None if is_stored(leaf) else leaf for leaf in leaves]
-  depth = next(leaf.depth for leaf in leaves if is_stored(leaf))
+  (depth,) = {leaf.depth for leaf in leaves if is_stored(leaf)}
 
   def numbered(x: Array, step: tuple[Array, list[Any]]) -> tuple[Array, Any]:
     number, rest = step
