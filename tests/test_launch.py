@@ -156,6 +156,11 @@ def test_a_checkpoint_goes_on_with_other_devices_and_processes(runs, tmp_path):
   (two, texts_of_two), (four, texts_of_four) = found
   assert texts_of_four == texts_of_two
   for one, other in zip(two, four, strict=True):
+    # On policy the sampler and the trainer differ by rounding alone, which devices change.
+    rounding = [name for name in one["values"] if "logp_difference/" in name]
+    assert len(rounding) == 4
+    for values in (one["values"], other["values"]):
+      assert all(values.pop(name) < 1e-4 for name in rounding)
     assert other["values"] == pytest.approx(one["values"], rel=1e-4, abs=1e-6)
 
 
