@@ -95,6 +95,12 @@ def test_an_endpoint_that_goes_down_ends_it_and_keeps_what_it_said(judge, server
   assert len(asked(server)) - before == 6
 
 
+def test_a_missing_key_is_named_by_its_flag(judge, monkeypatch):
+  monkeypatch.delenv("A_KEY")
+  with pytest.raises(InputError, match=r"^--judge_key_variable"):
+    judged_answers.grade(judge, items(), replies())
+
+
 def test_the_table_counts_judged_questions_and_names_the_judge(judge):
   protocol = protocols.get("mmvu@official")
   strata = {"discipline": ("Art",)}

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
+import re
 
 from vr_jax import errors, model_endpoint
 from vr_jax.data import benchmark_item
@@ -110,7 +111,10 @@ def grade(
     known = cache.get(dict.fromkeys(keys.values()))
     new = {keys[id_]: question for id_, question in asked.items() if keys[id_] not in known}
     if new:
-      known |= _ask(judge, new, cache)
+      try:
+        known |= _ask(judge, new, cache)
+      except errors.InputError as error:  # an endpoint names its section of a config
+        raise errors.InputError(re.sub(r"^judge\.", "--judge_", str(error))) from error
   return {id_: _scored(known.get(key)) for id_, key in keys.items()}
 
 
