@@ -2,7 +2,8 @@
 
 A run hands them to libtpu through LIBTPU_INIT_ARGS, which it reads when JAX starts; so they hold
 for all programs, and JAX's compilation cache and the comparison of hosts (train/preflight.py) know
-of them. launch/plan.py hands the same ones to each compilation. CPUs and GPUs get none.
+of them. `vr-jax ask`, `eval` and `serve` take LIBTPU_INIT_ARGS as it is. launch/plan.py hands the
+same ones to each compilation. CPUs and GPUs get none.
 
 docs/pods.md has the measurements behind the table (`launch/plan.py --options-sweep`).
 """
