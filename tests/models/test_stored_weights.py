@@ -56,7 +56,7 @@ def test_sums_over_layers_are_those_over_the_whole_stack(dtype):
 
   bits = np.asarray(stack).view(f"uint{8 * stack.dtype.itemsize}").astype(np.uint64)
   expected = (bits.sum(axis=(1, 2)) * np.arange(1, 6, dtype=np.uint64)).sum() % 2**32
-  assert int(jax.jit(lambda x: stored_weights.sum_layers(weighted, x))(stack)) == expected
+  assert int(jax.jit(lambda x: stored_weights.sum_bits(weighted, x))(stack)) == expected
 
 
 def test_a_slice_of_a_stack_has_its_layers():

@@ -304,13 +304,10 @@ def sum_bits(flat: Mapping[str, Any]) -> dict[str, int]:
 
 @jax.jit
 def _bit_sums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  def bit_sum(x: jax.Array) -> jax.Array:
-    if x.ndim > 2 and jax.default_backend() == "cpu":
-      return stored_weights.sum_layers(lambda bits, _: bits.sum(dtype=jnp.uint32), x)
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+  def bit_sum(bits: jax.Array, _: jax.Array) -> jax.Array:
+    return bits.sum(dtype=jnp.uint32)
 
-  return {name: bit_sum(x) for name, x in flat.items()}
+  return {name: stored_weights.sum_bits(bit_sum, x) for name, x in flat.items()}
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

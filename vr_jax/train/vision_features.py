@@ -90,13 +90,7 @@ def _sums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, "4"]]:
     mixed = [_scrambled(bits ^ _scrambled(place ^ jnp.uint32(salt))) for salt in salts]
     return jnp.stack([numbers.sum(dtype=jnp.uint32) for numbers in mixed])
 
-  def array_sums(x: Array) -> Array:
-    if x.ndim > 2 and jax.default_backend() == "cpu":
-      return stored_weights.sum_layers(part_sums, x)
-    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    return part_sums(bits, jnp.uint32(0))
-
-  return jax.tree.map(array_sums, arrays)
+  return jax.tree.map(lambda x: stored_weights.sum_bits(part_sums, x), arrays)
 
 
 def _scrambled(x: Array) -> Array:

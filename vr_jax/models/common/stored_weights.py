@@ -56,20 +56,26 @@ def layer_bits(
   return lax.dynamic_index_in_dim(bits, layer, keepdims=False)
 
 
-def sum_layers(
+def sum_bits(
   function: Callable[[UInt32[Array, "..."], Int[Array, ""]], UInt32[Array, "*result"]],
-  stack: Shaped[Array, "..."],
+  x: Shaped[Array, "..."],
 ) -> UInt32[Array, "*result"]:
-  """Sums function(bits, index of the layer) over the layers of a stack, one at a time."""
+  """Sums function(bits, index of the layer) over the layers of a stack, one at a time, on a CPU.
+
+  Elsewhere, and where `x` is no stack of matrices, it is function(bits of all of `x`, 0).
+  """
+  if x.ndim <= 2 or jax.default_backend() != "cpu":
+    bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return function(bits.astype(jnp.uint32), jnp.int32(0))
 
   def of_layer(layer: Int[Array, ""]) -> UInt32[Array, "*result"]:
-    return function(layer_bits(stack, layer).astype(jnp.uint32), layer)
+    return function(layer_bits(x, layer).astype(jnp.uint32), layer)
 
   def add(layer: Int[Array, ""], total: UInt32[Array, "*result"]) -> UInt32[Array, "*result"]:
     return total + of_layer(layer)
 
   shape = jax.eval_shape(of_layer, jnp.int32(0))
-  return lax.fori_loop(0, len(stack), add, jnp.zeros(shape.shape, jnp.uint32))
+  return lax.fori_loop(0, len(x), add, jnp.zeros(shape.shape, jnp.uint32))
 
 
 def is_stored(x: Any) -> bool:
