@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
+from benchmarks import benchmark_files
 from launch import local
 from tests.data import videos
 from tests.train import nano
 from vr_jax import evaluate_benchmarks, main
-from vr_jax.data.benchmark_sets import mvbench
+from vr_jax.data.benchmark_sets import mvbench, registry, video_mmmu
 from vr_jax.errors import InputError
 from vr_jax.eval import report_data
 from vr_jax.eval.benchmarks import play_items, protocols, reply_store
@@ -224,6 +225,42 @@ def test_a_change_has_an_interval_and_a_p_value(sets, asked, tmp_path):
   change = row["changes"]["accuracy"]
   assert (change["change"], change["p_value"], row["p_holm"]) == (0.0, 1.0, 1.0)
   assert np.isfinite([change["low"], change["high"]]).all()
+
+
+def test_one_command_says_how_much_of_what_was_open_the_lectures_add(tmp_path, capsys):
+  """Five lectures. Right: 4 of perception, 2 of comprehension, 3 with the lecture, 1 without."""
+  lectures = [f"dev_Math_{number}" for number in range(1, 6)]
+  root, out = tmp_path / "sets" / "video_mmmu", tmp_path / "out"
+  for track, record in benchmark_files.VIDEO_MMMU.items():
+    records = [record | {"id": lecture} for lecture in lectures]
+    benchmark_files.write_parquet(root / track / "test-00000-of-00001.parquet", records)
+  assert video_mmmu.extract_images(root) == 5
+  for lecture in lectures:
+    benchmark_files.write_bytes(root / "Science" / f"{lecture}.mp4")
+    benchmark_files.write_bytes(root / "question_only" / f"{lecture}_image.mp4")
+  items = registry.read_items("video_mmmu", root, "knowledge_gain").items
+  right = {"perception": 4, "comprehension": 2, "adaptation": 3, "question_only": 1}
+  said = {"perception": "AB", "comprehension": "BA", "adaptation": ("3.50", "4")}
+  said["question_only"] = said["adaptation"]
+  store = reply_store.ReplyStore(directory=out / "video_mmmu@official")
+  store.begin({"questions": evaluate_benchmarks._hash_questions(items)})
+  with store.writer(0) as writer:
+    for item in items:
+      track, lecture = item.id.split("-")
+      is_wrong = lectures.index(lecture) >= right[track]
+      reply = reply_store.StoredReply(id=item.id, reply=said[track][is_wrong])
+      failed = item.id == "question_only-dev_Math_5"
+      writer.add([dataclasses.replace(reply, problem="no video") if failed else reply])
+  flags = ["--score_only", f"--benchmark_data={root.parent}", f"--out={out}"]
+  flags += ["--benchmarks=video_mmmu@official", "--split=video_mmmu:knowledge_gain"]
+  assert _eval(*flags) == 0
+  (row,) = json.loads((out / "table.json").read_text())
+  values = {name: each["value"] for name, each in row["values"].items()}
+  assert values["overall"] == pytest.approx((80 + 40 + 60) / 3)
+  assert values["knowledge_gain"] == pytest.approx(100 * (60 - 20) / (100 - 20))
+  assert values["accuracy"] == pytest.approx(100 * 9 / 15)
+  assert (row["questions"], row["failed"], row["unparsed"]) == (20, 1, 0)
+  assert "video_mmmu@official knowledge_gain: knowledge_gain 50.0 (" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

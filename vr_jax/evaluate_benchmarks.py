@@ -351,8 +351,8 @@ def write_table(out: Path, rows: Sequence[score_table.ScoredProtocol]) -> None:
   atomic.write_bytes(out / "table.html", [score_table.to_page(lines).encode()])
   width = max(rich_console.Console().width, score_table.WIDTH)
   rich_console.Console(markup=False, width=width).print(score_table.to_terminal(rows))
-  for note in score_table.notes(rows):
-    print(note)
+  for line in (*score_table.further_values(rows), *score_table.notes(rows)):
+    print(line)
   print(f"table: {out / 'table.html'}")
   if out.name == benchmark_arguments.OWN and (out.parent / "report.html").is_file():
     print(f"report: {report.write_report(out.parent)}")

@@ -342,6 +342,10 @@ def test_video_mmmu_has_three_tracks_and_the_clips_of_the_question_alone(tmp_pat
   (alone,) = registry.read_items("video_mmmu", tmp_path, "question_only").items
   assert alone.video == "question_only/dev_Math_9_image.mp4"
   assert (alone.answer, alone.images) == ("3.5", adaptation.images)
+  together = registry.read_items("video_mmmu", tmp_path, "knowledge_gain").items
+  assert [item.id.partition("-")[0] for item in together] == [
+    *("perception", "comprehension", "adaptation", "question_only")
+  ]
 
 
 def test_pictures_of_video_mmmu_are_written_once(tmp_path):

@@ -108,6 +108,9 @@ def test_videommmus_gain_is_the_part_of_what_the_question_alone_leaves_open():
   found = compute("video_mmmu", tracks)
   assert found["overall"] == pytest.approx((80 + 60 + 40) / 3)
   assert found["knowledge_gain"] == pytest.approx(100 * (40 - 20) / (100 - 20))
+  assert found["accuracy"] == pytest.approx(60)  # the questions alone are in no other number
+  assert found["accuracy"] == compute("video_mmmu", tracks[:15])["accuracy"]
+  assert found["accuracy"] == compute("video_mmmu_video_r1", tracks)["accuracy"]
   assert "knowledge_gain" not in compute("video_mmmu", track("perception", [1]))
 
 
@@ -145,6 +148,8 @@ def test_a_metric_has_its_headline_between_the_worst_and_the_best_reply(metric):
 def test_a_metric_without_its_groups_is_refused():
   with pytest.raises(InputError, match="no question of the groups"):
     compute("vsi_bench", replies([1, 0]))
+  with pytest.raises(InputError, match="no question of the groups"):
+    compute("video_mmmu_video_r1", track("question_only", [1]))
   with pytest.raises(InputError, match="no replies"):
     compute("micro", [])
   with pytest.raises(InputError, match="v0-0-rubric-: belongs to no group"):

@@ -4,6 +4,7 @@ A track is a Parquet file: `id` (the lecture's; its second part is the subject),
 `options`, `answer`, `question_type`, and of adaptation the picture of the question in `image 1`,
 which is also the last frame of the lecture. The split question_only has the questions of
 adaptation about clips of two seconds that show this picture alone: what a model knows before.
+knowledge_gain has all four, so that one evaluation says how much a lecture adds.
 
 Pictures are files: `extract_images` writes those of the Parquet files once.
 
@@ -36,15 +37,19 @@ _SUBJECTS = {
 _DISCIPLINES = {subject: name for name, subjects in _SUBJECTS.items() for subject in subjects}
 _TRACKS = ("perception", "comprehension", "adaptation")
 _QUESTION_ONLY = "question_only"
+_TRACKS_OF_SPLITS = {"test": _TRACKS, "knowledge_gain": (*_TRACKS, _QUESTION_ONLY)}
 _ID = re.compile(r"[^_]+_(.+)_\d+")
 _IMAGE = re.compile(r"image[ _]([1-9])")
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 
 
 def read(root: Path, split: str) -> Iterator[tuple[str, benchmark_item.Item]]:
-  """Reads a track, all three (test) or question_only. `root` has a folder for each discipline."""
+  """Reads a track, all three (test), question_only, or all four (knowledge_gain).
+
+  `root` has a folder for each discipline.
+  """
   files = media_files.MediaFiles(root=root)
-  for track in _TRACKS if split == "test" else (split,):
+  for track in _TRACKS_OF_SPLITS.get(split, (split,)):
     for record in _records(root, "adaptation" if track == _QUESTION_ONLY else track):
       name = record.text("id")
       yield record.where, _item(record.named(name), name, split, track, files)
@@ -135,11 +140,15 @@ BENCHMARK = benchmark_set.BenchmarkSet(
   name="video_mmmu",
   title="VideoMMMU",
   read=read,
-  splits=("test", *_TRACKS, _QUESTION_ONLY),
+  splits=(*_TRACKS_OF_SPLITS, *_TRACKS, _QUESTION_ONLY),
   published={
     "test": {
       **benchmark_set.in_all(900, videos=300),
       "track": dict.fromkeys(_TRACKS, 300),
+    },
+    "knowledge_gain": {
+      **benchmark_set.in_all(1200, videos=600),
+      "track": dict.fromkeys((*_TRACKS, _QUESTION_ONLY), 300),
     },
     **{split: benchmark_set.in_all(300, videos=300) for split in (*_TRACKS, _QUESTION_ONLY)},
   },

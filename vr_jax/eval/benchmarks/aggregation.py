@@ -19,6 +19,7 @@ _ALL = "all"
 _GENERATION = "generation/"  # MLVU's groups of open questions
 _DIRECTION = "object_rel_direction"
 _TRACKS = ("perception", "comprehension", "adaptation")
+_QUESTION_ONLY = "question_only"
 _STEP_KINDS = ("video", "logic", "overall")
 
 
@@ -27,6 +28,7 @@ class BenchmarkMetric:
   """How a benchmark's numbers are computed.
 
   headline: the value that is published first.
+  further: other published values, which a terminal shows below the table.
   grouping: what a reply adds to which groups.
   combine: makes named values of the groups' means; NaN in, NaN out.
   nest: the kind of stratum within which source videos are resampled; "": all together.
@@ -36,6 +38,7 @@ class BenchmarkMetric:
   """
 
   headline: str
+  further: tuple[str, ...] = ()
   grouping: group_sums.Grouping
   combine: Callable[[group_sums.Means], group_sums.Means]
   nest: str = ""
@@ -73,6 +76,8 @@ def _strata(reply: scored_reply.ScoredReply) -> dict[str, float]:
 
 def _micro(means: group_sums.Means) -> group_sums.Means:
   """The mean over questions, and over those of each stratum."""
+  if _ALL not in means:
+    raise _without_groups()
   strata = {name: 100 * value for name, value in means.items() if name != _ALL}
   return {"accuracy": 100 * means[_ALL], **strata}
 
@@ -138,12 +143,19 @@ def _vsi_video_r1(means: group_sums.Means) -> group_sums.Means:
   return {**parts, "overall": _mean(parts)}
 
 
+def _video_mmmu_groups(reply: scored_reply.ScoredReply) -> dict[str, float]:
+  """Strata. A question that was asked without its lecture is only in a group of its own."""
+  if _QUESTION_ONLY in reply.strata.get("track", ()):
+    return {f"track/{_QUESTION_ONLY}": reply.score}
+  return _strata(reply)
+
+
 def _video_mmmu(means: group_sums.Means) -> group_sums.Means:
   """The mean of three tracks, and Δ: of what the questions alone leave open, the part gained."""
   tracks = _under("track/", means)
   values = {**_micro(means), "overall": 100 * _mean([tracks[t] for t in _TRACKS if t in tracks])}
-  if "question_only" in tracks and "adaptation" in tracks:
-    alone = tracks["question_only"]
+  if _QUESTION_ONLY in tracks and "adaptation" in tracks:
+    alone = tracks[_QUESTION_ONLY]
     with np.errstate(invalid="ignore", divide="ignore"):
       gain = np.where(alone < 1, (tracks["adaptation"] - alone) / (1 - alone), np.nan)
     values["knowledge_gain"] = 100 * gain
@@ -176,8 +188,12 @@ def _under(prefix: str, means: group_sums.Means) -> dict[str, np.ndarray]:
 def _mean(values: Mapping[str, np.ndarray] | Sequence[np.ndarray]) -> np.ndarray:
   arrays = list(values.values()) if isinstance(values, Mapping) else list(values)
   if not arrays:
-    raise InputError("no question of the groups that this metric averages: is this its benchmark?")
+    raise _without_groups()
   return np.mean(arrays, axis=0)
+
+
+def _without_groups() -> InputError:
+  return InputError("no question of the groups that this metric averages: is this its benchmark?")
 
 
 _LVBENCH_ABILITIES = (
@@ -210,6 +226,7 @@ METRICS: Mapping[str, BenchmarkMetric] = {
   ),
   "mlvu": BenchmarkMetric(
     headline="M-Avg",
+    further=("G-Avg",),
     grouping=_mlvu_groups,
     combine=_mlvu,
     nest="task",
@@ -245,14 +262,22 @@ METRICS: Mapping[str, BenchmarkMetric] = {
   ),
   "video_mmmu": BenchmarkMetric(
     headline="overall",
-    grouping=_strata,
+    further=("knowledge_gain",),
+    grouping=_video_mmmu_groups,
     combine=_video_mmmu,
     not_shares=("knowledge_gain",),
     expected=tuple(f"track/{name}" for name in _TRACKS),
     source="Video-MMMU (arXiv 2501.13826), README",
   ),
+  "video_mmmu_video_r1": BenchmarkMetric(
+    headline="accuracy",
+    grouping=_video_mmmu_groups,
+    combine=_micro,
+    source="Video-R1 (arXiv 2503.21776), eval_bench.py: over questions of all tracks",
+  ),
   "vcr_bench": BenchmarkMetric(
     headline="accuracy",
+    further=tuple(f"steps/overall_{name}" for name in ("recall", "precision", "f1")),
     grouping=_vcr_groups,
     combine=_vcr,
     source="VCR-Bench (arXiv 2504.07956), eval_code/cau_total.py",

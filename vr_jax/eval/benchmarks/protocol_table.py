@@ -215,8 +215,9 @@ _VIDEO_R1_COMMON: Mapping[str, Any] = {
 VIDEO_R1: Mapping[str, Mapping[str, Any]] = {
   **{
     f"{benchmark}@video_r1": _VIDEO_R1_COMMON
-    for benchmark in ("mvbench", "video_mme", "mmvu", "tempcompass", "video_mmmu")
+    for benchmark in ("mvbench", "video_mme", "mmvu", "tempcompass")
   },
+  "video_mmmu@video_r1": {**_VIDEO_R1_COMMON, "metric": "video_mmmu_video_r1"},
   "vsi_bench@video_r1": {
     **_VIDEO_R1_COMMON,
     "metric": "vsi_bench_video_r1",

@@ -30,7 +30,8 @@ from vr_jax.eval.benchmarks import (
 class ScoredProtocol:
   """The numbers of one protocol.
 
-  values: of the metric, by name, with intervals; `headline` is the one that is published first.
+  values: of the metric, by name, with intervals; `headline` is the one that is published first,
+    `further` are others that a terminal shows below the table.
   questions: that count; failed, unparsed, truncated: of these, without an answer. All score 0.
   missing: files that are not there, one for each question that needs one; these questions don't
     count, and the score is partial.
@@ -47,6 +48,7 @@ class ScoredProtocol:
 
   protocol: str
   headline: str
+  further: tuple[str, ...]
   values: Mapping[str, statistics.MetricInterval]
   changes: Mapping[str, statistics.MetricChange]
   questions: int
@@ -143,6 +145,7 @@ def make(
       "(--judge), or their answers were not released"
     )
   counts = scored_reply.count_statuses(scored)
+  values = statistics.estimate(metric, scored)
   said = [replies[item.id] for item in items if item.id in replies and not replies[item.id].problem]
   changes = {}
   if base is not None:
@@ -150,7 +153,8 @@ def make(
   return ScoredProtocol(
     protocol=protocol.name,
     headline=metric.headline,
-    values=statistics.estimate(metric, scored),
+    further=tuple(name for name in metric.further if name in values),
+    values=values,
     changes=changes,
     questions=counts["questions"],
     failed=counts["failed"],
@@ -207,6 +211,19 @@ def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
         row.judge or "none",
       )
     )
+  return lines
+
+
+def further_values(rows: Iterable[ScoredProtocol]) -> list[str]:
+  """A line for each published value beside the headline, with its interval and change."""
+  lines = []
+  for row in rows:
+    for name in row.further:
+      line = f"{row.protocol} {row.split}: {name} {_with_interval(row.values[name])}"
+      if name in row.changes:
+        change = row.changes[name]
+        line += f", change {change.change:+.1f} ({_interval(change.low, change.high)})"
+      lines.append(line)
   return lines
 
 
@@ -320,6 +337,13 @@ def _describe_shown(replies: Sequence[reply_store.StoredReply]) -> str:
     return ""
   frames = spread(each.frames for each in replies)
   return f"{frames} x {spread(each.width * each.height for each in replies)}"
+
+
+def _with_interval(value: statistics.MetricInterval) -> str:
+  if math.isnan(value.value):
+    return "undefined"
+  between = _interval(value.low, value.high)
+  return f"{value.value:.1f} ({between})" if between else f"{value.value:.1f}"
 
 
 def _interval(low: float, high: float) -> str:
