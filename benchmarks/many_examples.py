@@ -84,7 +84,9 @@ def time_start(run: Path, data: Path) -> dict[str, float]:
   words = _words(run, data, "sft", f"--config.sft.steps={STEPS}")
   config, workdir, _ = main.parse_flags(words)
   checked = run_context.make_example_checks(config, workdir).result_file
-  atomic.write_json_lines(checked, [{"left_out": {}, "short": 0, "fewest_frames": 0}])
+  atomic.write_json_lines(
+    checked, [{"left_out": {}, "no_reply": {}, "short": 0, "fewest_frames": 0}]
+  )
   begun = time.time()
   _run(run, data, "sft", f"--config.sft.steps={STEPS}")
   values = metrics.read(run / "metrics.jsonl")[-1]["values"]

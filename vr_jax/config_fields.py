@@ -182,6 +182,11 @@ class SftSection(LoopSection):
   max_reply_tokens: int = field(
     768, "Most tokens of a reference reply; a longer one is a bad record.", "[1, inf)"
   )
+  skip_without_reply: bool = field(
+    False,
+    "Leave examples without a reference reply (without steps, say) to RL and evaluations; False: "
+    "such an example is a bad record.",
+  )
   validate_every: int = field(
     0,
     "Updates between two measurements of the validation loss; 0: none.",

@@ -79,7 +79,7 @@ UNUSABLE = {
   "a reply that is too long": ({"steps": LONG_STEPS}, r"its reference reply has \d+ tokens"),
   "no steps": (
     {"steps": []},
-    r"it has no reference reply \(.*\); add one, or .*--config.sft.steps=0",
+    r"it has no reference reply \(.*\); add one, let .*--config.sft.steps=0",
   ),
   "a prompt that is too long": (
     {"question": "What? " * 100},
@@ -106,6 +106,50 @@ def test_an_example_that_would_fail_in_training_stops_the_data_stage_or_is_left_
   assert sorted(item.example.id[:6] for batch in batches for item in batch.items) == [
     f"{index:06d}" for index in (0, 1, 3, 4, 5, 6, 7)
   ]
+
+
+def test_records_without_steps_can_be_left_to_rl_alone(tmp_path, capsys):
+  given = _given(tmp_path, steps=[])
+  given |= {"data__validation_fraction": 0.25, "sft__validate_every": 1}
+  config = nano.config(**given, sft__skip_without_reply=True)
+  for _ in range(2):  # the second time from the file
+    data_stage.prepare(config, tmp_path)
+    said = [line for line in capsys.readouterr().out.splitlines() if "no reference reply" in line]
+    assert len(said) == 1
+    assert said[0].endswith(
+      "1 question has no reference reply, so the warm start leaves it out "
+      "(config.sft.skip_without_reply)"
+    )
+  builder = run_context.make_run_context(config, tmp_path).builder
+
+  def read(view, **more):
+    return {
+      split: {
+        item.example.id[:6]
+        for batch in builder.read(split, 1, view=view, repeat=False, **more)
+        for item in batch.items
+      }
+      for split in ("train", "validation")
+    }
+
+  rl, sft = read("whole"), read("supervised")
+  assert set.union(*rl.values()) == {f"{index:06d}" for index in range(8)}
+  assert set.union(*rl.values()) - set.union(*sft.values()) == {"000002"}
+  # The first three with a reply, whether or not the one without is among them.
+  assert len(read("supervised", limit=3)["train"]) == 3
+  with pytest.raises(errors.InputError, match="let the warm start leave it out"):
+    data_stage.prepare(nano.config(**given), tmp_path)
+
+
+def test_a_warm_start_without_any_reference_reply_is_refused(tmp_path):
+  given = _given(tmp_path)
+  path = Path(given["data__annotations"])
+  lines = [{**json.loads(line), "steps": []} for line in path.read_text().splitlines()]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  fields = {**given, "env__rewards": ("accuracy",), "sft__skip_without_reply": True}
+  with pytest.raises(errors.InputError, match=r"not one good example has a reference reply .*=0\)"):
+    data_stage.prepare(nano.config(**fields), tmp_path)
+  data_stage.prepare(nano.config(**fields, sft__steps=0), tmp_path)
 
 
 UNWINNABLE = {"answer": "N/A", "problem_type": "numerical", "options": None}

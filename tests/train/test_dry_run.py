@@ -10,10 +10,12 @@ import pytest
 from launch import chips
 from tests.train import nano
 from vr_jax import errors, main
+from vr_jax.data import examples as example_files
 from vr_jax.data import ingest_trial
 from vr_jax.models.common import flops
 from vr_jax.parallel import accelerators
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import refill_sampler
 from vr_jax.train import (
   data_stage,
   dry_run,
@@ -21,6 +23,7 @@ from vr_jax.train import (
   initialization,
   learner_state,
   run_context,
+  train_state,
 )
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
@@ -168,6 +171,47 @@ def test_what_a_run_would_skip_is_no_problem_unless_nothing_is_left(given, capsy
   assert any("train: not one good example is left; first, " in each for each in problems)
 
 
+def _validation_video(records) -> str:
+  """The video of the validation split where a quarter of four is in it, and another in test."""
+  fractions = {"train": 0.5, "validation": 0.25, "test": 0.25}
+  videos = [record["video"] for record in records]
+  (video,) = example_files.split_videos(videos, fractions, seed=0)["validation"]
+  return video
+
+
+def test_a_validation_split_is_checked_where_the_run_reads_it_alone(given, capsys, tmp_path):
+  raw, records = given
+  mute = _validation_video(records)
+  records = [{**each, "steps": []} if each["video"] == mute else each for each in records]
+  fields = _fields(raw, records, data__on_bad="skip", data__test_fraction=0.25)
+  fields["data__validation_fraction"] = 0.25
+  count, _, lines = _report(capsys, nano.config(**fields), tmp_path / "run")
+  assert count == 0 and not any("would be skipped" in each for each in lines)
+  config = nano.config(**fields, sft__validate_every=1)
+  (problem,) = _report(capsys, config, tmp_path / "run")[1]
+  assert problem.startswith("validation: not one good example is left; first, ")
+  # Evaluations during RL need no reference reply.
+  config = nano.config(**fields, rl__eval_every=1)
+  assert _report(capsys, config, tmp_path / "run")[0] == 0
+
+
+def test_what_the_warm_start_leaves_out_is_told_and_is_no_problem(given, capsys, tmp_path):
+  raw, records = given
+  fields = {"data__test_fraction": 0.25, "sft__skip_without_reply": True}
+  fractions = {"train": 0.75, "validation": 0.0, "test": 0.25}
+  videos = [record["video"] for record in records]
+  mute = example_files.split_videos(videos, fractions, seed=0)["train"][0]
+  some = [{**each, "steps": []} if each["video"] == mute else each for each in records]
+  count, _, lines = _report(capsys, nano.config(**_fields(raw, some, **fields)), tmp_path / "run")
+  assert count == 0
+  assert sum("train: 1 question has no reference reply" in each for each in lines) == 1
+  mute = [{**each, "steps": []} for each in records]
+  fields["env__rewards"] = ("accuracy",)
+  _, problems, _ = _report(capsys, nano.config(**_fields(raw, mute, **fields)), tmp_path / "run")
+  (problem,) = problems
+  assert problem.startswith("train: not one good example has a reference reply to train on")
+
+
 def test_short_clips_and_the_size_of_the_run_are_told(data, capsys, tmp_path):
   config = nano.config(data__directory=str(data))
   _, _, lines = _report(capsys, config, tmp_path / "run")
@@ -287,16 +331,59 @@ def test_advice_about_memory_is_what_would_help(data, capsys, tmp_path, monkeypa
   (problem,) = _report(capsys, config, tmp_path / "run")[1]
   assert problem.endswith("use a host with more memory")  # the state alone is larger
   # Longer replies, whose keys and values need more than the gradient.
-  config = nano.config(data__directory=str(data), rl__num_generations=64)
+  fields = {"data__directory": str(data), "rl__num_generations": 64, "rl__batch_size": 12}
+  config = nano.config(**fields, rl__microbatches=4)
   memory = estimates.estimate(config, mesh_lib.make_mesh(config.mesh)).memory
-  assert memory.cache > 2 * memory.gradient
-  room = memory.state + memory.sampling - memory.cache // 4
+  assert memory.stage == "rl" and memory.sampling > 2 * memory.gradient
+  # Of 12 prompts, 11 would fit; in four micro-batches, 8 are the most.
+  room = memory.total - memory.sampling // 12
   monkeypatch.setattr(estimates, "_available_bytes", lambda mesh: room)
   (problem,) = _report(capsys, config, tmp_path / "run")[1]
-  advised = re.search(r"fewer replies \(config.rl.batch_size=(\d+)\)", problem)
-  assert advised is not None and int(advised[1]) < config.rl.batch_size
-  config.rl.batch_size = int(advised[1])
-  assert not [each for each in _report(capsys, config, tmp_path / "run")[1] if "memory" in each]
+  assert problem.endswith("or a smaller batch (config.rl.batch_size=8)")
+  config.rl.batch_size = 8
+  assert _report(capsys, config, tmp_path / "run")[0] == 0
+
+
+def test_a_batch_that_its_microbatches_do_not_divide_is_a_problem(data, capsys, tmp_path):
+  config = nano.config(data__directory=str(data), rl__batch_size=6, rl__microbatches=4)
+  (problem,) = _report(capsys, config, tmp_path / "run")[1]
+  assert problem.startswith("config.rl.batch_size=6: not a multiple of 4 = data x fsdp")
+
+
+def _memory(data, **fields):
+  config = nano.config(data__directory=str(data), **fields)
+  return estimates.estimate(config, mesh_lib.make_mesh(config.mesh)).memory
+
+
+def test_fewer_slots_take_less_memory_for_keys_and_values(data, context):
+  fields = {"rl__num_generations": 64, "rl__batch_size": 8, "rl__max_new_tokens": 64}
+  whole, few = _memory(data, **fields), _memory(data, **fields, rl__decode_slots=64)
+  text = context.model.text_sizes
+  token = 4 * text.layers * text.kv_width
+  prompt = max(context.config.model.prefix_buckets)
+  assert whole.sampling == token * 8 * (prompt + 64 * 64)
+  assert few.sampling == token * (2 * prompt + 64 * 64)  # two groups' prompts are kept
+  # The arrays of the sampler itself.
+  places = refill_sampler.RefillLayout.choose(mesh_lib.MeshLayout(context.mesh), 8, 64, 64)
+  assert (places.prompt_slots, places.slots) == (2, 64)
+  same = _memory(data, **fields, rl__decode_slots=10_000)
+  assert same.sampling == whole.sampling
+
+
+def test_a_run_without_rl_needs_the_memory_of_its_warm_start_and_evaluations(data, context):
+  fields = {"rl__steps": 0, "rl__num_generations": 64, "rl__kl_weight": 0.1}
+  drawn = context.draw_params()
+  memory, params = _memory(data, **fields), _bytes(drawn)
+  assert memory.stage == "sft" and memory.sampling == 0 and memory.gradient == params
+  state = train_state.create(
+    drawn,
+    train_state.make_optimizer(context.config.sft, context.abstract_params, ()),
+    context.mesh,
+  )
+  assert memory.state == _bytes(state)
+  played = _memory(data, **fields, eval__batch_size=512)
+  assert (played.stage, played.state, played.gradient) == ("eval", params, 0)
+  assert played.sampling > 3 * params
 
 
 def test_time_is_that_of_products_and_of_reading_the_weights(context, data, monkeypatch):

@@ -125,6 +125,10 @@ class ExampleSource:
         f"{self._where}: record {position} is damaged: {error}; ingest again"
       ) from error
 
+  def __iter__(self) -> Iterator[records.Example]:
+    """The examples in order, one in memory at a time."""
+    return (self[position] for position in range(len(self)))
+
   def about(self, videos: Set[str]) -> Iterator[records.Example]:
     """Yields the examples about some videos, in order.
 

@@ -1,6 +1,6 @@
 """The interface of environments: what a recipe shows, turn by turn, and how it scores replies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from jaxtyping import Float
@@ -125,7 +125,7 @@ class Environment(Protocol):
     """Raises InputError if other sections of the config contradict config.env."""
     ...
 
-  def check_examples(self, examples: Sequence[records.Example]) -> None:
+  def check_examples(self, examples: Iterable[records.Example]) -> None:
     """Raises InputError if no example to train on has what a reward with a weight needs."""
     ...
 
@@ -298,7 +298,7 @@ class Defaults:
     """Every config is accepted."""
     del config
 
-  def check_examples(self, examples: Sequence[records.Example]) -> None:
+  def check_examples(self, examples: Iterable[records.Example]) -> None:
     """All examples will do."""
     del examples
 

@@ -5,7 +5,7 @@ Source: arXiv 2509.21113. The step distances `claims` and `embeddings` are ours:
 paper uses, pays for the reference's wording.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, ClassVar, Literal
@@ -94,25 +94,31 @@ class MossChatV(question_answer.QuestionAnswer):
         f"({', '.join(names)})"
       )
 
-  def check_examples(self, examples: Sequence[records.Example]) -> None:
+  def check_examples(self, examples: Iterable[records.Example]) -> None:
     """Raises InputError if the process reward has a weight and no use.
 
     That is so if no example has steps, or if most steps claim nothing and claims are compared.
     """
     weight = sum(reward.weight for reward in self.listed_rewards if reward.name == "process")
-    if weight and examples and not any(example.steps for example in examples):
+    if not weight:
+      return
+    has_steps, count, read, silent = False, 0, 0, 0
+    for example in examples:
+      count, has_steps = count + 1, has_steps or bool(example.steps)
+      if self.step_distance == "claims":
+        step_claims = _read_reference_claims(example)
+        read, silent = read + len(step_claims), silent + sum(not each for each in step_claims)
+      elif has_steps:
+        return
+    if count and not has_steps:
       raise errors.InputError(
-        f"config.env.rewards: process has the weight {weight:g}, but none of {len(examples)} "
+        f"config.env.rewards: process has the weight {weight:g}, but none of {count} "
         "examples to train on has reference steps; add the field 'steps' to the annotations, or "
         "use the recipe grpo"
       )
-    if not weight or self.step_distance != "claims":
-      return
-    read = [claim for each in examples for claim in _read_reference_claims(each)]
-    silent = sum(not step_claims for step_claims in read)
-    if 2 * silent > len(read):
+    if 2 * silent > read:
       raise errors.InputError(
-        f"config.env.step_distance=claims: {silent} of {len(read)} reference steps claim nothing "
+        f"config.env.step_distance=claims: {silent} of {read} reference steps claim nothing "
         "that can be read, since claims are read as the simulator writes them; "
         "choose rouge or embeddings"
       )

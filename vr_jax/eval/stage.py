@@ -30,13 +30,13 @@ from vr_jax.eval import (
   report_facts,
   report_table,
 )
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.train import (
   config_changes,
   console,
   export_stage,
   initialization,
+  model_setup,
   paths,
   run_context,
   vision_features,
@@ -51,7 +51,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   together; the first one writes.
   """
   context = run_context.make_run_context(config, workdir)
-  mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
+  model_setup.check_batch(config, context.mesh, "eval")
   trained, best = workdir / "checkpoints" / "rl", config.eval.checkpoint == "best"
   with contextlib.closing(context.environment):
     start = initialization.find_start(context, workdir)

@@ -28,6 +28,7 @@ from vr_jax.rollout import sampler
 from vr_jax.traces import vlm_client
 from vr_jax.train import (
   batching,
+  check_examples,
   initialization,
   judge_factory,
   paths,
@@ -124,8 +125,11 @@ class Sampled:
   def left_out(self) -> Mapping[str, frozenset[int]]:
     """Returns examples whose prompts don't fit. They need no trace, because none exists yet."""
     config = self.context.config.copy_and_resolve_references()
-    config.sft.steps, config.sft.validate_every = 0, 1  # checks only the prompts, of all splits
-    return dataclasses.replace(self.context.builder.checks, config=config).find_unusable()
+    config.sft.steps = 0  # checks only the prompts
+    checks = dataclasses.replace(
+      self.context.builder.checks, config=config, splits=check_examples.SPLITS
+    )
+    return checks.find_unusable()
 
   def proposals(
     self, chunks: Sequence[trace_store.TraceChunk]

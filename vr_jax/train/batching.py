@@ -124,7 +124,7 @@ class BatchBuilder:
         Blind and shuffled need a first observation that shows the whole clip.
       supervised: as whole; with several turns, the conversation before the reply to learn, which
         is that of another turn in every epoch.
-    limit: take only the first examples; 0: all.
+    limit: take only the first examples (supervised: of those with a reference reply); 0: all.
     repeat: False for a single epoch, in order.
     cache: features of whole clips. Frames are read only of clips that it doesn't have.
     by_length: go from the shortest clips to the longest in every epoch; clips of the same length
@@ -136,7 +136,7 @@ class BatchBuilder:
     if not len(source):
       fraction = "" if split == "train" else f"; see config.data.{split}_fraction"
       raise errors.InputError(f"{source}: holds no example{fraction}")
-    left_out = self.checks.find_unusable().get(split, ())
+    left_out = self.checks.find_unusable(supervised=view == "supervised").get(split, ())
     kept = [index for index in range(len(source)) if index not in left_out]
     if by_length:
       kept.sort(key=lambda index: _curriculum_key(source[index], self.config.seed))

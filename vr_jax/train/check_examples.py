@@ -28,8 +28,17 @@ from vr_jax.train import mask_filter, paths
 SPLITS = ("train", "validation", "test")
 _NO_REPLY = (
   "it has no reference reply (steps, or observation and reasoning; for a query, an object that is "
-  "visible in a frame shown); add one, or train without a warm start: --config.sft.steps=0"
+  "visible in a frame shown); add one, let the warm start leave it out "
+  "(--config.sft.skip_without_reply), or train without a warm start (--config.sft.steps=0)"
 )
+
+
+def read_splits(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The splits that a run of all stages reads: all, or all but validation."""
+  sft, rl = config.sft, config.rl
+  validates = sft.steps and sft.validate_every
+  validates = validates or (rl.steps and rl.eval_every and rl.eval_split == "validation")
+  return tuple(split for split in SPLITS if split != "validation" or validates)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +46,28 @@ class CheckResult:
   """What the checks found.
 
   left_out: indices of each split's examples that can't be used.
+  no_reply: indices of each split's usable examples that the warm start leaves out, as they have no
+    reference reply (config.sft.skip_without_reply).
   short: number of usable examples that show fewer frames than the recipe asks for.
   fewest_frames: of these examples; 0 if there are none.
   """
 
   left_out: Mapping[str, frozenset[int]]
+  no_reply: Mapping[str, frozenset[int]]
   short: int
   fewest_frames: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GoodExamples:
+  """What is counted of a split's examples that can be used.
+
+  lengths: numbers of frames of the clips, of examples about videos.
+  no_reply: indices of those that the warm start leaves out.
+  """
+
+  lengths: list[int] = dataclasses.field(default_factory=list)
+  no_reply: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,22 +86,28 @@ class ReferenceChecks:
     source: Iterable[records.Example],
     store: frame_store.FrameStore,
     split: str,
-    lengths: list[int],
-  ) -> Iterator[str]:
-    """Yields one line for each example that can't be used; nothing is raised or written.
+    good: GoodExamples,
+  ) -> Iterator[tuple[int, records.Example, str]]:
+    """Yields (index, example, problem) of each that can't be used; nothing is raised or written.
 
-    lengths: gets the number of frames of each good example about a video.
+    good: gets what is counted of the others.
     """
-    for example in source:
+    sft, supervised_count = self.config.sft, 0
+    learns = sft.steps and {"train": True, "validation": sft.validate_every}.get(split, False)
+    for index, example in enumerate(source):
       where = batches.example_name(example)
+      beyond = split == "train" and sft.examples and supervised_count >= sft.examples
+      supervised = bool(learns) and not beyond
       try:
-        supervised = split != "test" and bool(self.config.sft.steps)
-        frames = self._check(example, store, where, supervised=supervised)
+        frames, has_reply = self._check(example, store, where, supervised=supervised)
       except errors.InputError as error:
-        yield f"{where}: {str(error).removeprefix(f'{where}: ').removeprefix(f'{example.id}: ')}"
-      else:
-        if example.shown.start < example.shown.end:
-          lengths.append(frames)
+        yield index, example, str(error).removeprefix(f"{where}: ").removeprefix(f"{example.id}: ")
+        continue
+      supervised_count += has_reply
+      if supervised and not has_reply:
+        good.no_reply.append(index)
+      if example.shown.start < example.shown.end:
+        good.lengths.append(frames)
 
   def _check(
     self,
@@ -86,12 +116,10 @@ class ReferenceChecks:
     where: str,
     *,
     supervised: bool,
-  ) -> int:
-    """Checks an example; returns the number of its clip's frames."""
+  ) -> tuple[int, bool]:
+    """Checks an example; returns the number of its clip's frames, and whether it is supervised."""
     times, replies = self._clip(example, store, where, supervised=supervised)
-    if supervised and not any(replies):
-      raise errors.InputError(f"{where}: {_NO_REPLY}")
-    return len(times)
+    return len(times), bool(replies)
 
   def _clip(
     self,
@@ -101,7 +129,10 @@ class ReferenceChecks:
     *,
     supervised: bool,
   ) -> tuple[Float[np.ndarray, "frames"], tuple[str, ...]]:
-    """Times of the frames that are shown, and the replies that the warm start trains on."""
+    """Times of the frames that are shown, and the replies that the warm start trains on.
+
+    There are none if `supervised` is False, or if the warm start leaves the example out.
+    """
     if problem := self.environment.reference_problem(example):
       raise errors.InputError(f"{where}: {problem}")
     rule = paths.sampling_rule(self.config.data)
@@ -109,7 +140,12 @@ class ReferenceChecks:
     chosen = sampling.choose(times, ends, example.shown, rule, where=where)
     times = sampling.shown_times(times, chosen, example.shown)
     self.environment.relevant(example, times)  # raises InputError if frames lack their annotation
-    return times, self.environment.reference_replies(example, times) if supervised else ()
+    replies = self.environment.reference_replies(example, times) if supervised else ()
+    if supervised and not any(replies):
+      if not self.config.sft.skip_without_reply:
+        raise errors.InputError(f"{where}: {_NO_REPLY}")
+      replies = ()
+    return times, replies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,20 +153,27 @@ class Checks(ReferenceChecks):
   """All checks that examples must pass: prompts and replies must fit the recipe's buckets, too.
 
   shards: the directory with the examples and frames.
+  splits: those that are checked; None: `read_splits` of the config.
   """
 
   shards: Path
   processor: interface.Processor
+  splits: tuple[str, ...] | None = None
 
-  def find_unusable(self) -> Mapping[str, frozenset[int]]:
+  def find_unusable(self, *, supervised: bool = False) -> Mapping[str, frozenset[int]]:
     """Finds the indices of each split's examples that can't be used; see `run`.
 
     For training, those about videos that --mode=filter found can't be used, either.
 
+    supervised: for the warm start, with those that it leaves out.
+
     Raises:
       InputError: also if the config asks for that filter, and it has not run, or it leaves nothing.
     """
-    left_out = self.run().left_out
+    found = self.run()
+    left_out = found.left_out
+    if supervised:
+      left_out = {s: found.left_out[s] | found.no_reply.get(s, frozenset()) for s in left_out}
     dropped = mask_filter.dropped_videos(self.config, self.shards)
     if dropped is None:
       raise errors.InputError(
@@ -162,8 +205,11 @@ class Checks(ReferenceChecks):
       self._write(path)
     try:
       found = plain_json.parse(path.read_bytes())
-      left_out = {split: frozenset(indices) for split, indices in found.pop("left_out").items()}
-      return CheckResult(left_out=left_out, **found)
+      indices = {
+        kind: {split: frozenset(each) for split, each in found.pop(kind).items()}
+        for kind in ("left_out", "no_reply")
+      }
+      return CheckResult(**indices, **found)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
       raise errors.InputError(f"{path}: is damaged; remove it") from error
 
@@ -174,56 +220,44 @@ class Checks(ReferenceChecks):
 
   def _write(self, path: Path) -> None:
     store = frame_store.FrameStore(self.shards / "frames")
-    splits = [name for name in SPLITS if name != "validation" or self.config.sft.validate_every]
-    source = examples.ExampleSource(self.shards, "train")
-    self.environment.check_examples([source[index] for index in range(len(source))])
-    lengths: list[int] = []
-    found = {split: self._problems(split, store, lengths) for split in splits}
-    bad = [entry for problems in found.values() for entry in problems.values()]
+    self.environment.check_examples(examples.ExampleSource(self.shards, "train"))
+    found, good = {}, {}
+    for split in self.splits or read_splits(self.config):
+      good[split] = GoodExamples()
+      found[split] = self._find_bad(split, store, good[split])
+    bad = [entry for entries in found.values() for entry in entries.values()]
     try:
       _list_bad(self.shards / "bad_records.jsonl", bad)
     except OSError as error:
       raise errors.InputError(f"{path}: cannot be written ({error.strerror})") from error
     usual = sampling.usual_frames(paths.sampling_rule(self.config.data))
-    short = [length for length in lengths if length < usual]
+    short = [length for each in good.values() for length in each.lengths if length < usual]
     result = {
-      "left_out": {split: list(problems) for split, problems in found.items()},
+      "left_out": {split: list(entries) for split, entries in found.items()},
+      "no_reply": {split: each.no_reply for split, each in good.items()},
       "short": len(short),
       "fewest_frames": min(short, default=0),
     }
     atomic.write_json_lines(path, [result])
 
-  def _problems(
-    self, split: str, store: frame_store.FrameStore, lengths: list[int]
+  def _find_bad(
+    self, split: str, store: frame_store.FrameStore, good: GoodExamples
   ) -> dict[int, dict[str, str]]:
     """Checks a split; returns entries of bad_records.jsonl, by index of the example.
 
-    lengths: gets the number of frames of each good example about a video.
+    good: gets what is counted of the others.
     """
-    source = examples.ExampleSource(self.shards, split)
-    sft, problems = self.config.sft, {}
-    for index in range(len(source)):
-      example, kept = source[index], index - len(problems)
-      beyond = split == "train" and sft.examples and kept >= sft.examples
-      supervised = split != "test" and sft.steps and not beyond
+    source, bad = examples.ExampleSource(self.shards, split), {}
+    for index, example, problem in self.problems(source, store, split, good):
       where = batches.example_name(example)
-      try:
-        frames = self._check(example, store, where, supervised=bool(supervised))
-      except errors.InputError as error:
-        problem = str(error).removeprefix(f"{where}: ").removeprefix(f"{example.id}: ")
-        problem += f" ({self._lines[example.id]})" if example.id in self._lines else ""
-        if self.config.data.on_bad == "stop":
-          raise errors.InputError(f"{where}: {problem}") from error
-        problems[index] = {"where": where, "problem": problem}
-      else:
-        if example.shown.start < example.shown.end:
-          lengths.append(frames)
-    if problems and len(problems) == len(source):
-      first = problems[0]
-      raise errors.InputError(
-        f"{source}: not one good example is left; first, {first['where']}: {first['problem']}"
-      )
-    return problems
+      problem += f" ({self._lines[example.id]})" if example.id in self._lines else ""
+      if self.config.data.on_bad == "stop":
+        raise errors.InputError(f"{where}: {problem}")
+      bad[index] = {"where": where, "problem": problem}
+    lines = [f"{entry['where']}: {entry['problem']}" for entry in bad.values()]
+    if problem := find_none_left(len(source), lines, len(good.no_reply)):
+      raise errors.InputError(f"{source}: {problem}")
+    return bad
 
   @functools.cached_property
   def _lines(self) -> Mapping[str, str]:
@@ -241,8 +275,8 @@ class Checks(ReferenceChecks):
     where: str,
     *,
     supervised: bool,
-  ) -> int:
-    """Checks an example; returns the number of its clip's frames."""
+  ) -> tuple[int, bool]:
+    """Checks an example; returns the number of its clip's frames, and whether it is supervised."""
     times, replies = self._clip(example, store, where, supervised=supervised)
     model, size = self.config.model, store.size(example.video)
     count, environment = len(times), self.environment
@@ -274,11 +308,11 @@ class Checks(ReferenceChecks):
       )
     for conversation in conversations:
       self.processor.sizes([host.prompt(0, conversation)], **buckets)
-    if supervised:
+    if replies:
       longest = self.config.sft.max_reply_tokens
       lengths = [self.processor.reply_length(reply, longest) for reply in replies]
-      check_reply(max(lengths, default=0), longest, where)
-    return count
+      check_reply(max(lengths), longest, where)
+    return count, bool(replies)
 
   def _check_later_turns(self, host: dialogue.Dialogue, pool: int) -> None:
     """Raises InputError if a later turn may show more than the largest buckets hold."""
@@ -329,7 +363,9 @@ class Checks(ReferenceChecks):
         config.sft.examples,
         config.sft.max_reply_tokens,
         bool(config.sft.validate_every),
+        config.sft.skip_without_reply,
       ],
+      "splits": self.splits or read_splits(config),
       "references": "checked",
       "rule": repr(paths.sampling_rule(config.data)),
       "on_bad": config.data.on_bad,
@@ -363,6 +399,23 @@ def first_observation(
   observation = environment.observe(example, pool, ())
   assert observation is not None, "every episode has a first turn"
   return observation
+
+
+def find_none_left(count: int, bad: Sequence[str], no_reply: int) -> str:
+  """What is wrong with a split of which nothing is left; "" if something is.
+
+  count: its examples.
+  bad: name and problem of those that can't be used.
+  no_reply: number of those that the warm start leaves out.
+  """
+  if bad and len(bad) == count:
+    return f"not one good example is left; first, {bad[0]}"
+  if no_reply and len(bad) + no_reply == count:
+    return (
+      "not one good example has a reference reply to train on; add some, or train without a warm "
+      "start (--config.sft.steps=0)"
+    )
+  return ""
 
 
 def check_reply(length: int, longest: int, where: str) -> None:

@@ -15,7 +15,14 @@ import tokenizers
 from vr_jax import atomic, errors, plain_json, records
 from vr_jax.data import examples, ingest, sampling, trace_store
 from vr_jax.envs import registry
-from vr_jax.train import config_checks, console, model_setup, paths, run_context
+from vr_jax.train import (
+  check_examples,
+  config_checks,
+  console,
+  model_setup,
+  paths,
+  run_context,
+)
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -32,7 +39,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
   ):
     with console.doing("training the tokenizer", announce=True):
       source = examples.ExampleSource(paths.shards_directory(config, workdir), "train")
-      tokenizer = train_tokenizer(config, (source[index] for index in range(len(source))))
+      tokenizer = train_tokenizer(config, source)
       with atomic.file(paths.tokenizer_path(config, workdir)) as partial:
         tokenizer.save(str(partial))
   with console.doing("checking that prompts and replies fit", announce=True):
@@ -40,6 +47,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if any(checked.left_out.values()):
     counts = ", ".join(f"{len(indices)} {split}" for split, indices in checked.left_out.items())
     console.print_line(f"data: left out, as they can't be used with this recipe: {counts}")
+  for split, indices in checked.no_reply.items():
+    if indices:
+      console.print_line(no_reply_line(split, len(indices)))
   if checked.short:
     usual = sampling.usual_frames(paths.sampling_rule(config.data))
     console.print_line(
@@ -47,6 +57,15 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
       f"the {usual} of a clip; they show fewer, at least {checked.fewest_frames} "
       "(config.data.required_frames, config.data.fps)"
     )
+
+
+def no_reply_line(split: str, count: int) -> str:
+  """Says how many examples of a split the warm start leaves out."""
+  lack = _count(count, "question has", "questions have")
+  return (
+    f"data: {split}: {lack} no reference reply, so the warm start leaves "
+    f"{'it' if count == 1 else 'them'} out (config.sft.skip_without_reply)"
+  )
 
 
 def _count(number: int, one: str, several: str) -> str:
@@ -152,13 +171,15 @@ def check_before_training(config: ml_collections.ConfigDict, workdir: Path, mode
     return  # the stage says so
   ingest.check_annotations(shards, paths.annotation_file(config, workdir))
   left_out = run_context.make_example_checks(config, workdir).find_unusable()
-  needed = {"test": mode == "all", "validation": config.sft.steps and config.sft.validate_every}
+  needed = check_examples.read_splits(config)
   for split, leave in (
     ("test", "run --mode=sft and --mode=rl alone"),
-    ("validation", "set --config.sft.validate_every=0"),
+    ("validation", "set --config.sft.validate_every=0 and --config.rl.eval_split=test"),
   ):
-    source = examples.ExampleSource(shards, split) if needed[split] else None
-    if source is not None and len(source) == len(left_out[split]):
+    if split not in needed or (split == "test" and mode != "all"):
+      continue
+    source = examples.ExampleSource(shards, split)
+    if len(source) == len(left_out[split]):
       raise errors.InputError(
         f"{source}: holds no example that can be used; {leave}, or ingest into another directory "
         f"with a larger --config.data.{split}_fraction"

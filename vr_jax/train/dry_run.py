@@ -12,12 +12,12 @@ from pathlib import Path
 import shutil
 import tempfile
 
-import jax
 import ml_collections
 
-from vr_jax import errors, records
+from vr_jax import durations, errors, records
 from vr_jax.data import (
   annotations,
+  batches,
   examples,
   frame_store,
   ingest,
@@ -26,20 +26,17 @@ from vr_jax.data import (
   trace_store,
 )
 from vr_jax.envs import registry
-from vr_jax.models.common import prompts
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
   check_examples,
   config_checks,
   console,
   data_stage,
-  estimates,
   judge_factory,
+  machine_check,
   model_checks,
-  model_setup,
   paths,
   run_context,
-  step_shapes,
 )
 from vr_jax.train import workdir as workdir_lib
 from vr_jax.worlds import config as world_config
@@ -114,7 +111,7 @@ def _problems(
     yield from _as_lines(config_checks.as_problems(lambda: judge_factory.check(config, workdir)))
   taken = [0]  # bytes of disk
   yield from _data_problems(config, workdir, lines, taken, seconds, model_is_good=not of_model)
-  yield from _machine_problems(config, lines, taken)
+  yield from machine_check.problems(config, lines, taken)
   yield from _disk_problems(config, workdir, lines, taken[0])
 
 
@@ -159,25 +156,22 @@ def _data_problems(
     found = trial.problems if config.data.on_bad == "stop" else []
     if scale == 1:
       found += _as_lines(data_stage.split_problems(config, trial.splits))
-    test = {example.id for example in trial.splits["test"]}
+    split_of = {each.id: split for split, part in trial.splits.items() for each in part}
     parts = {
-      "test": [each for each in trial.examples if each.id in test],
-      "train": [each for each in trial.examples if each.id not in test],
+      split: [each for each in trial.examples if split_of[each.id] == split]
+      for split in check_examples.read_splits(config)
     }
-    unusable, lengths = _find_unusable(checks, parts, trial.store)
-    if config.data.on_bad == "skip":
-      yield from _skipped(unusable, parts if trial.read == trial.videos else {}, lines)
-    else:
-      found += [problem for split in unusable.values() for problem in split]
+    whole = scale == 1 and trial.read == trial.videos
+    found += _unusable_examples(checks, parts, trial.store, lines, whole=whole)
     yield from _first_ones(found, "records and videos")
-    _add_short_clips(config, lengths, lines)
     count = round(scale * trial.videos)
     stored = trial.stored_bytes * count / max(trial.read, 1)
     taken[0] += round(stored)
     bad = f", and {trial.bad} could not be" if trial.bad else ""
+    takes = durations.as_text(max(1, trial.seconds_per_video * count))
     lines.append(
       f"data: {trial.read - trial.bad} of {count} videos were read{bad}; all of them take about "
-      f"{_duration(trial.seconds_per_video * count)} and {_size(stored)} of disk"
+      f"{takes} and {machine_check.size_text(stored)} of disk"
     )
     if trial.problems and config.data.on_bad == "skip":
       lines.append(f"data: {len(trial.problems)} of them or their records would be left out")
@@ -217,55 +211,57 @@ def _stored_problems(
   try:
     ingest.check_annotations(shards, paths.annotation_file(config, workdir))
     store = frame_store.FrameStore(shards / "frames")
-    sources = {split: examples.ExampleSource(shards, split) for split in check_examples.SPLITS}
-    checks = _make_checks(config, workdir, _all(sources["train"]), model_is_good=model_is_good)
+    splits = check_examples.read_splits(config)
+    parts = {split: examples.ExampleSource(shards, split) for split in splits}
+    checks = _make_checks(config, workdir, parts["train"], model_is_good=model_is_good)
   except errors.InputError as error:
     yield str(error)
     return
-  parts = {split: list(_all(source)) for split, source in sources.items()}
-  unusable, lengths = _find_unusable(checks, parts, store)
-  found = []
-  if config.data.on_bad == "skip":
-    found += _skipped(unusable, parts, lines)
-  else:
-    found += [problem for split in unusable.values() for problem in split]
+  found = list(_unusable_examples(checks, parts, store, lines, whole=True))
   yield from _first_ones(found, "examples")
-  _add_short_clips(config, lengths, lines)
   if isinstance(checks, check_examples.Checks) and not found:
     yield from _as_lines(
       config_checks.as_problems(lambda: data_stage.check_before_training(config, workdir, "all"))
     )
 
 
-def _find_unusable(
+def _unusable_examples(
   checks: check_examples.ReferenceChecks,
-  parts: Mapping[str, Sequence[records.Example]],
+  parts: Mapping[str, Sequence[records.Example] | examples.ExampleSource],
   store: frame_store.FrameStore,
-) -> tuple[dict[str, list[str]], list[int]]:
-  """A line for each example that can't be used, by split; and the frames of the other clips."""
-  lengths: list[int] = []
-  unusable = {
-    split: list(checks.problems(part, store, split, lengths)) for split, part in parts.items()
-  }
-  return unusable, lengths
-
-
-def _skipped(
-  unusable: Mapping[str, Sequence[str]],
-  parts: Mapping[str, Sequence[records.Example]],
   lines: list[str],
+  *,
+  whole: bool,
 ) -> Iterator[str]:
-  """Adds what a run with on_bad "skip" leaves out to `lines`; a problem if nothing is left.
+  """Yields a problem for each example that can't be used; with on_bad "skip", if nothing is left.
 
-  parts: the examples by split, where these are all that the run has.
+  parts: the examples of each split that the run reads.
+  lines: gets what a run would skip, what its warm start leaves out, and what clips lack.
+  whole: whether these are all examples of the run.
   """
-  found = [problem for split in unusable.values() for problem in split]
-  lines += [f"would be skipped: {problem}" for problem in found[:SHOWN]]
-  if len(found) > SHOWN:
-    lines.append(f"would be skipped: {len(found) - SHOWN} more (config.data.on_bad)")
+  config, skips = checks.config, checks.config.data.on_bad == "skip"
+  lengths, skipped = [], 0
   for split, part in parts.items():
-    if part and len(unusable[split]) == len(part):
-      yield f"{split}: not one good example is left; first, {unusable[split][0]}"
+    good = check_examples.GoodExamples()
+    bad = [
+      f"{batches.example_name(example)}: {problem}"
+      for _, example, problem in checks.problems(part, store, split, good)
+    ]
+    if not skips:
+      yield from bad
+    else:
+      shown = max(SHOWN - skipped, 0)
+      lines += [f"would be skipped: {problem}" for problem in bad[:shown]]
+      skipped += len(bad)
+    nothing = check_examples.find_none_left(len(part), bad, len(good.no_reply)) if whole else ""
+    if nothing and (skips or len(bad) < len(part)):
+      yield f"{split}: {nothing}"
+    if good.no_reply:
+      lines.append(data_stage.no_reply_line(split, len(good.no_reply)))
+    lengths += good.lengths
+  if skipped > SHOWN:
+    lines.append(f"would be skipped: {skipped - SHOWN} more (config.data.on_bad)")
+  _add_short_clips(config, lengths, lines)
 
 
 def _add_short_clips(
@@ -279,10 +275,6 @@ def _add_short_clips(
       f"clip; they show fewer, at least {min(short)} (config.data.required_frames, "
       "config.data.fps)"
     )
-
-
-def _all(source: examples.ExampleSource) -> Iterator[records.Example]:
-  return (source[index] for index in range(len(source)))
 
 
 def _make_checks(
@@ -315,108 +307,6 @@ def _first_ones(found: list[str], what: str) -> Iterator[str]:
     yield f"{len(found) - SHOWN} more {what} have problems; mend these first, then check again"
 
 
-def _machine_problems(
-  config: ml_collections.ConfigDict, lines: list[str], taken: list[int]
-) -> Iterator[str]:
-  """Checks the devices; adds estimates to `lines` and to the bytes of disk that are `taken`."""
-  try:
-    mesh = mesh_lib.make_mesh(config.mesh)
-  except errors.InputError as error:
-    yield str(error)
-    return
-  sections = [name for name in ("sft", "rl") if config[name].steps]
-  for name in (*sections, "eval"):
-    check = functools.partial(
-      mesh_lib.check_batch, config[name].batch_size, mesh, f"config.{name}.batch_size"
-    )
-    yield from _as_lines(config_checks.as_problems(check))
-  if list(config_checks.as_problems(lambda: model_setup.model_of(config))):
-    lines.append("memory, checkpoints and time: not estimated, as the model's sizes are not known")
-    return
-  try:
-    estimate = estimates.estimate(config, mesh)
-  except errors.InputError as error:
-    yield str(error)
-    return
-  lines += _describe_steps(config, model_setup.model_of(config).vision_shapes)
-  kind, memory = mesh.devices.flat[0].device_kind, estimate.memory
-  known = f" of {_size(memory.available)}" if memory.available else ""
-  lines.append(
-    f"memory: a device ({kind}, {mesh.size} of them) needs at least {_size(memory.total)}{known}: "
-    f"state {_size(memory.state)}, gradient {_size(memory.gradient)}, or sampling "
-    f"{_size(memory.sampling)}; activations are not counted"
-  )
-  if memory.available and memory.total > memory.available:
-    yield (
-      f"{kind}: a device has {_size(memory.available)} of memory, and the run needs at least "
-      f"{_size(memory.total)}; use {_memory_advice(config, mesh, memory)}"
-    )
-  taken[0] += estimate.checkpoint_bytes
-  lines.append(f"disk: {_size(estimate.checkpoint_bytes)} of checkpoints, while one is written")
-  if estimate.feature_bytes:
-    most = config.model.feature_cache_gib * estimates.GIB
-    taken[0] += round(most)
-    lines.append(
-      f"disk: {_size(estimate.feature_bytes)} of features a clip, at most {_size(most)} "
-      "(config.model.feature_cache_gib)"
-    )
-  for stage, step in (("sft", estimate.sft_step), ("rl", estimate.rl_step)):
-    if steps := config[stage].steps:
-      lines.append(
-        f"time: {stage}: not known for {kind}; the first steps tell"
-        if step is None
-        else f"time: {stage}: at least {step:.3g} s a step by the device's peak rates, "
-        f"{_duration(step * steps)} for {steps} steps"
-      )
-
-
-def _describe_steps(
-  config: ml_collections.ConfigDict, shapes: prompts.VisionShapes
-) -> Iterator[str]:
-  """What the run's steps come to: how many updates, of what size at the most."""
-  sft, rl = config.sft, config.rl
-  if sft.steps:
-    yield (
-      f"run: sft: {sft.steps} updates of {sft.batch_size} examples, replies of at most "
-      f"{sft.max_reply_tokens} tokens"
-    )
-  if rl.steps:
-    yield (
-      f"run: rl: {rl.steps} steps of {rl.num_iterations} update{'s' * (rl.num_iterations != 1)}, "
-      f"each of {rl.batch_size} prompts x {rl.num_generations} replies of at most "
-      f"{rl.max_new_tokens} tokens"
-    )
-  frames = max(config.model.patch_buckets) // max(shapes.patches_per_image, 1)
-  if shapes.images_per_frame:
-    frames = max(config.model.frame_buckets) * shapes.images_per_frame
-  pixels = step_shapes.frame_pixels(config.model, frames)
-  yield (
-    f"run: a prompt shows at most {frames} frames of at most {pixels} pixels, "
-    f"and has at most {max(config.model.prefix_buckets)} tokens"
-  )
-
-
-def _memory_advice(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, memory: estimates.DeviceMemory
-) -> str:
-  """What makes a run fit its devices; each way but the first was estimated to be enough."""
-  assert memory.available is not None
-  on_cpu = mesh.devices.flat[0].platform == "cpu"
-  ways = ["a host with more memory" if on_cpu else "more devices (config.mesh)"]
-  if not config.model.lora.rank:
-    adapted = ml_collections.ConfigDict(config.to_dict())
-    adapted.model.lora.rank = 16
-    with contextlib.suppress(errors.InputError):
-      if estimates.estimate(adapted, mesh).memory.total <= memory.available:
-        ways.append("adapters (config.model.lora.rank=16)")
-  room = memory.available - memory.state - (memory.sampling - memory.cache)
-  if memory.state + memory.gradient <= memory.available and 0 < room < memory.cache:
-    size = config.rl.batch_size * room // memory.cache // mesh.size * mesh.size
-    if size:
-      ways.append(f"fewer replies (config.rl.batch_size={size})")
-  return " or ".join(ways)
-
-
 def _disk_problems(
   config: ml_collections.ConfigDict, workdir: Path, lines: list[str], taken: int
 ) -> Iterator[str]:
@@ -425,23 +315,12 @@ def _disk_problems(
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
       yield f"{place}: {there} can't be written"
   free = shutil.disk_usage(_existing(workdir)).free
-  lines.append(f"disk: about {_size(taken)} in all, {_size(free)} are free")
+  needed, there = machine_check.size_text(taken), machine_check.size_text(free)
+  lines.append(f"disk: about {needed} in all, {there} are free")
   if taken > free:
-    yield f"{workdir}: has {_size(free)} of free disk, and the run takes about {_size(taken)}"
+    yield f"{workdir}: has {there} of free disk, and the run takes about {needed}"
 
 
 def _existing(path: Path) -> Path:
   """The path itself, or the nearest directory above it that exists."""
   return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-
-
-def _size(number: float) -> str:
-  return f"{number / estimates.GIB:.3g} GiB" if number >= 2**27 else f"{number / 2**20:.3g} MiB"
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 1:
-    return "a second"
-  if seconds < 100:
-    return f"{seconds:.2g} s"
-  return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"

@@ -1,5 +1,6 @@
 """Estimates of the memory, disk and time that a run takes, from its config alone."""
 
+from collections.abc import Iterator, Mapping
 import dataclasses
 import math
 import os
@@ -13,6 +14,8 @@ import ml_collections
 from vr_jax.envs import registry
 from vr_jax.models.common import flops
 from vr_jax.parallel import accelerators
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import refill_sampler
 from vr_jax.train import learner_state, model_setup, step_shapes
 from vr_jax.train import train_state as train_state_lib
 
@@ -21,21 +24,20 @@ CHECKPOINTS = 3  # of a stage: two are kept while another one is written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeviceMemory:
-  """Bytes of one device that an RL step takes at the least. Activations are left out.
+class StageMemory:
+  """Bytes of one device that a step of a stage takes at the least. Activations are left out.
 
+  stage: sft, rl or eval.
   state: parameters, optimizer, reference and critic.
-  gradient: of the parameters that are trained.
-  sampling: the weights that decoding reads, and the keys and values of prompts and replies.
-  cache: of `sampling`, the keys and values, which grow with rl.batch_size.
-  available: of the device, or of the host's memory that a CPU device has a share of; None: unknown.
+  gradient: of the parameters that are trained; 0 if none are.
+  sampling: the weights that decoding reads, and the keys and values of prompts and replies; 0 if
+    nothing is sampled.
   """
 
+  stage: str
   state: int
   gradient: int
   sampling: int
-  cache: int
-  available: int | None
 
   @property
   def total(self) -> int:
@@ -47,13 +49,17 @@ class DeviceMemory:
 class Estimate:
   """What a run takes.
 
+  memory: of the stage that takes most.
+  available: bytes of a device, or of the host's memory that a CPU device has a share of; None:
+    unknown.
   checkpoint_bytes: of all stages, while one is written.
   feature_bytes: of the cached features of one clip; 0 without a cache.
   sft_step, rl_step: seconds that a step takes at the least, by the device's peak rates; None where
     these are not known, as for CPUs.
   """
 
-  memory: DeviceMemory
+  memory: StageMemory
+  available: int | None
   checkpoint_bytes: int
   feature_bytes: int
   sft_step: float | None
@@ -74,28 +80,68 @@ def estimate(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Esti
     stop_tokens=(0,),  # its value changes no size
   )
   shapes = step_shapes.make_step_shapes(net.config, model)
-  learner = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
-  trained = train_state_lib.split(learner.policy.params, net.frozen)[0]
-  state = (learner.policy, learner.reference_params, learner.critic)
   speed = accelerators.find_speed(mesh.devices.flat[0].device_kind)
-  saved = trained if net.adapters else learner.policy.params
-  moments = learner.policy.optimizer_state
-  stages = bool(config.sft.steps) + bool(config.rl.steps)
-  critic = _whole_bytes(learner.critic) if config.rl.steps else 0
-  one = stages * (_whole_bytes(saved) + _whole_bytes(moments)) + critic
+  states = _learner_states(net)
   return Estimate(
-    memory=DeviceMemory(
-      state=_device_bytes(state),
-      gradient=_device_bytes(trained),
-      sampling=_decode_weight_bytes(net) + _cache_bytes(net, shapes),
-      cache=_cache_bytes(net, shapes),
-      available=_available_bytes(mesh),
-    ),
-    checkpoint_bytes=CHECKPOINTS * one,
+    memory=max(_stage_memories(net, shapes, states), key=lambda each: each.total),
+    available=_available_bytes(mesh),
+    checkpoint_bytes=CHECKPOINTS * sum(_checkpoint_bytes(net, each) for each in states.values()),
     feature_bytes=_feature_bytes(net, shapes),
     sft_step=_sft_seconds(net, shapes, speed),
     rl_step=_rl_seconds(net, shapes, speed),
   )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _StageState:
+  """What a stage that trains keeps on the devices, as shapes; the last two may be None."""
+
+  policy: train_state_lib.TrainState
+  reference_params: PyTree
+  critic: train_state_lib.TrainState | None
+
+
+def _learner_states(net: model_setup.ModelSetup) -> dict[str, _StageState]:
+  """The states of the stages of a run that train."""
+  params, states = net.abstract_params, {}
+  if net.config.rl.steps:
+    learner = learner_state.make_learner_state(net, params, abstract=True)
+    states["rl"] = _StageState(
+      policy=learner.policy, reference_params=learner.reference_params, critic=learner.critic
+    )
+  if net.config.sft.steps:
+    optimizer = train_state_lib.make_optimizer(net.config.sft, params, net.frozen)
+    policy = train_state_lib.abstract(params, optimizer, net.mesh)
+    states["sft"] = _StageState(policy=policy, reference_params=None, critic=None)
+  return states
+
+
+def _stage_memories(
+  net: model_setup.ModelSetup, shapes: step_shapes.StepShapes, states: Mapping[str, _StageState]
+) -> Iterator[StageMemory]:
+  """The memory of all stages of a run, evaluations included."""
+  params, config = net.abstract_params, net.config
+  weights = _decode_weight_bytes(net)
+  played = dataclasses.replace(shapes, prompts=config.eval.batch_size, group=1)
+  evaluated = weights + _cache_bytes(net, played)
+  sampling = {"sft": 0, "rl": weights + _cache_bytes(net, shapes)}
+  if config.rl.eval_every:
+    sampling["rl"] = max(sampling["rl"], evaluated)
+  for stage, state in states.items():
+    yield StageMemory(
+      stage=stage,
+      state=_device_bytes((state.policy, state.reference_params, state.critic)),
+      gradient=_device_bytes(train_state_lib.split(state.policy.params, net.frozen)[0]),
+      sampling=sampling[stage],
+    )
+  yield StageMemory(stage="eval", state=_device_bytes(params), gradient=0, sampling=evaluated)
+
+
+def _checkpoint_bytes(net: model_setup.ModelSetup, state: _StageState) -> int:
+  """Bytes of one checkpoint of a stage."""
+  params = state.policy.params
+  saved = train_state_lib.split(params, net.frozen)[0] if net.adapters else params
+  return _whole_bytes((saved, state.policy.optimizer_state, state.critic))
 
 
 def _leaves(tree: PyTree) -> list[Any]:
@@ -123,8 +169,14 @@ def _decode_weight_bytes(net: model_setup.ModelSetup) -> int:
 
 def _cache_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:
   """Bytes of a device for keys and values of prompts and replies."""
-  text = net.model.text_sizes
-  tokens = shapes.prompts * (shapes.prefix + shapes.group * shapes.time)
+  text, slots = net.model.text_sizes, net.config.rl.decode_slots
+  prompts, replies = shapes.prompts, shapes.prompts * shapes.group
+  if slots:
+    places = refill_sampler.RefillLayout.choose(
+      mesh_lib.MeshLayout(net.mesh), prompts, shapes.group, slots
+    )
+    prompts, replies = places.blocks * places.prompt_slots, places.devices * places.slots
+  tokens = prompts * shapes.prefix + replies * shapes.time
   itemsize = jnp.dtype(net.model.dtype).itemsize
   return itemsize * (text.layers * text.kv_width * tokens // net.mesh.size)
 

@@ -19,12 +19,12 @@ from jaxtyping import PyTree
 
 from vr_jax import errors
 from vr_jax.envs import environment as environment_lib
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.train import (
   batching,
   console,
   initialization,
+  model_setup,
   run_context,
   split_episodes,
   vision_features,
@@ -47,8 +47,7 @@ class HeldOut:
 
   def check(self) -> None:
     """Raises InputError if the batch doesn't fit the mesh, or the split holds no examples."""
-    config = self.context.config
-    mesh_lib.check_batch(config.eval.batch_size, self.context.mesh, "config.eval.batch_size")
+    model_setup.check_batch(self.context.config, self.context.mesh, "eval")
     self._read()
 
   def evaluate(self, params: PyTree) -> dict[str, float]:

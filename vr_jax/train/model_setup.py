@@ -36,6 +36,15 @@ def clamp_microbatches(
   return copy
 
 
+def check_batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, stage: str) -> None:
+  """Raises InputError if the batch of sft, rl or eval can't be split over microbatches and mesh."""
+  section = clamp_microbatches(config, mesh)[stage]
+  for field in ("microbatches", "log_prob_microbatches"):
+    mesh_lib.check_batch(
+      section.batch_size, mesh, f"config.{stage}.batch_size", parts=section.get(field, 1)
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSetup:
   """A model on a mesh, as a recipe uses it.

@@ -18,7 +18,6 @@ import jax
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import preemption
 from vr_jax.train import (
   console,
@@ -30,6 +29,7 @@ from vr_jax.train import (
   local_copies,
   metrics,
   mismatch_watch,
+  model_setup,
   profiling,
   rollout_log,
   run_context,
@@ -48,8 +48,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   context = run_context.make_run_context(config, workdir)
   rl = context.config.rl
-  for parts in (rl.microbatches, rl.log_prob_microbatches):
-    mesh_lib.check_batch(rl.batch_size, context.mesh, "config.rl.batch_size", parts=parts)
+  model_setup.check_batch(config, context.mesh, "rl")
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "rl")
   store.set_damaged_aside()
   if (store.latest() or 0) >= rl.steps:

@@ -27,6 +27,7 @@ from vr_jax.train import (
   initialization,
   local_copies,
   metrics,
+  model_setup,
   profiling,
   reply_shapes,
   run_context,
@@ -49,9 +50,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   context = run_context.make_run_context(config, workdir, judged=False)
   sft = context.config.sft
-  mesh_lib.check_batch(
-    sft.batch_size, context.mesh, "config.sft.batch_size", parts=sft.microbatches
-  )
+  model_setup.check_batch(config, context.mesh, "sft")
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
   store.set_damaged_aside()
   if initialization.is_complete(store, sft):
