@@ -128,7 +128,7 @@ def random_prompt(
     next_position=np.full(load.prompts, load.prefix, np.int32),
     media_index=np.broadcast_to(np.where(place < media, place, -1), shape).astype(np.int32),
     vision=vision_inputs.VisionInputs(
-      patches=rng.normal(size=(*patches, vision.patch_dim)).astype(np.float32),
+      patches=rng.integers(0, 256, (*patches, vision.patch_dim), np.uint8),
       rows=np.broadcast_to(rows, (*patches, 2)).astype(np.int32),
       window=np.broadcast_to(window, patches).astype(np.int32),
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PyTree, UInt8
 import numpy as np
 import torch
 import transformers
@@ -18,6 +18,7 @@ from vr_jax import records
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.common import prompts, weight_mapping
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import pixels
 
 Inputs = dict[str, torch.Tensor]
 
@@ -48,17 +49,22 @@ def inputs(
   if tokens is not None:
     words = np.concatenate([words, np.asarray(tokens).reshape(-1, tokens.shape[2])], axis=1)
   ids = torch.from_numpy(words).long()
-  pixels = [np.concatenate([frame.vision.patches for frame in one.frames]) for one in work.encoded]
+  media = [np.concatenate([frame.vision.patches for frame in one.frames]) for one in work.encoded]
   grids = [[one.grids[0].frames, one.grids[0].height, one.grids[0].width] for one in work.encoded]
   fields = {
     "input_ids": ids,
     "attention_mask": torch.ones_like(ids),
     "mm_token_type_ids": 2 * (ids == work.config.video_token_id).int(),
-    "pixel_values_videos": torch.from_numpy(np.concatenate(np.repeat(pixels, group, axis=0))),
+    "pixel_values_videos": _normalised(np.concatenate(np.repeat(media, group, axis=0))),
     "video_grid_thw": torch.tensor(np.repeat(grids, group, axis=0)),
     "second_per_grid_ts": torch.full((len(words),), workload.SECONDS),
   }
   return {name: values.to(device()) for name, values in fields.items()}
+
+
+def _normalised(patches: UInt8[np.ndarray, "patches patch_dim"]) -> torch.Tensor:
+  """The pixels of patches as transformers' processor gives them."""
+  return torch.from_numpy(np.array(pixels.normalise(patches, np.float32)))
 
 
 def pictures(encoded: Sequence[prompts.EncodedPrompt]) -> Inputs:
@@ -71,7 +77,7 @@ def pictures(encoded: Sequence[prompts.EncodedPrompt]) -> Inputs:
     "input_ids": ids,
     "attention_mask": torch.ones_like(ids),
     "mm_token_type_ids": (kinds == int(records.Kind.IMAGE)).int(),
-    "pixel_values": torch.from_numpy(np.concatenate(frames)),
+    "pixel_values": _normalised(np.concatenate(frames)),
     "image_grid_thw": torch.tensor(grids),
   }
   return {name: values.to(device()) for name, values in fields.items()}

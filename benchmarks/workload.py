@@ -285,7 +285,7 @@ def _conversation(
     seconds=SECONDS,
   )
   shape = (sizes.frames, sizes.side**2, config.vision.patch_dim)
-  return own.join(tokens, [grid], [rng.standard_normal(shape, np.float32)], name=name)
+  return own.join(tokens, [grid], [rng.integers(0, 256, shape, np.uint8)], name=name)
 
 
 def replies(work: Work) -> records.Rollout:

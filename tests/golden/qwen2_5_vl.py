@@ -6,6 +6,7 @@ name. To write qwen2_5_vl.npz (needs torch and transformers, extra `parity`):
     python tests/golden/qwen2_5_vl.py
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -23,6 +24,8 @@ SPECIAL = {
 }
 VOCAB = 272
 EVERY = 8  # of how many positions one has its whole row of logits in the golden file
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of channels, in units of full intensity
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,8 @@ class ModelCase:
       count = frames * rows * columns // merge**2
       ends = SPECIAL["vision_start_token_id"], SPECIAL["vision_end_token_id"]
       tokens.extend([ends[0], *[pad] * count, ends[1]])
-      patches = rng.standard_normal((frames, rows * columns, 3 * 2 * size**2), np.float32)
+      shape = (frames, rows * columns, 3 * 2 * size**2)
+      patches = rng.integers(0, 256, shape, np.uint8)
       media.append((part, patches))
     return np.array(tokens, np.int32), media
 
@@ -222,7 +226,20 @@ def reference_model(case: ModelCase) -> Any:
   return model
 
 
-def media_inputs(tokens: np.ndarray, media: list[tuple[tuple, np.ndarray]]) -> dict[str, Any]:
+def normalised(
+  patches: np.ndarray, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> np.ndarray:
+  """What transformers' processor makes of the pixels of patches [..., patch_dim]."""
+  channels = patches.reshape(*patches.shape[:-1], 3, -1).astype(np.float32) / 255
+  shift, scale = (np.array(x, np.float32)[:, None] for x in (mean, std))
+  return ((channels - shift) / scale).reshape(patches.shape)
+
+
+def media_inputs(
+  tokens: np.ndarray,
+  media: list[tuple[tuple, np.ndarray]],
+  normalised: Callable[[np.ndarray], np.ndarray] = normalised,
+) -> dict[str, Any]:
   """What transformers' model takes for a prompt: tokens, kinds, pixels and grids."""
   import torch
 
@@ -231,12 +248,13 @@ def media_inputs(tokens: np.ndarray, media: list[tuple[tuple, np.ndarray]]) -> d
   inputs = {"input_ids": ids, "mm_token_type_ids": kinds}
   names = {"image": ("pixel_values", "image_grid_thw")}
   names["video"] = ("pixel_values_videos", "video_grid_thw")
-  for kind, (pixels, grids) in names.items():
+  for kind, (values, grids) in names.items():
     mine = [(part, patches) for part, patches in media if part[0] == kind]
     if mine:
       grid = [part[1:4] for part, _ in mine]
       flat = np.concatenate([patches.reshape(-1, patches.shape[-1]) for _, patches in mine])
-      inputs[pixels], inputs[grids] = torch.from_numpy(flat), torch.tensor(grid)
+      flat = normalised(flat)
+      inputs[values], inputs[grids] = torch.from_numpy(flat), torch.tensor(grid)
   return inputs
 
 

@@ -54,7 +54,8 @@ class ModelCase(shared.ModelCase):
         if kind == "video":
           tokens.extend(rng.integers(0, shared.BYTES, TIME_TOKENS).tolist())
         tokens.extend([ends[0], *[pad] * (rows * columns // merge**2), ends[1]])
-      patches = rng.standard_normal((frames, rows * columns, 3 * 2 * size**2), np.float32)
+      shape = (frames, rows * columns, 3 * 2 * size**2)
+      patches = rng.integers(0, 256, shape, np.uint8)
       media.append((part, patches))
     return np.array(tokens, np.int32), media
 
@@ -196,9 +197,14 @@ def reference_model(case: ModelCase) -> Any:
   return model
 
 
+def normalised(patches: np.ndarray) -> np.ndarray:
+  """What transformers' processor makes of the pixels of patches [..., patch_dim]."""
+  return shared.normalised(patches, (0.5,) * 3, (0.5,) * 3)
+
+
 def reference_inputs(case: ModelCase, index: int) -> dict[str, Any]:
   """What transformers' model takes for a prompt."""
-  return shared.media_inputs(*case.prompt(index))
+  return shared.media_inputs(*case.prompt(index), normalised)
 
 
 def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.ndarray]:

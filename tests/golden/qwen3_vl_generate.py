@@ -102,7 +102,7 @@ def reference_inputs(encoded: prompts.EncodedPrompt, model: Any) -> Any:
   patches = [frame.vision.patches for frame in encoded.frames if frame.vision is not None]
   media = [(grid, np.stack(patches)) for grid in grids]
   assert len(media) == 1, "one video"
-  return shared_models.media_inputs(encoded.tokens, media)
+  return shared_models.media_inputs(encoded.tokens, media, models.normalised)
 
 
 def main() -> None:

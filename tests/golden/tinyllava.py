@@ -64,7 +64,7 @@ class ModelCase(shared.ModelCase):
         continue
       tokens.extend([MEDIA] * self.connector["num_queries"])
       images = part[1]
-      patches = rng.standard_normal((1, images * side**2, width), np.float32)
+      patches = rng.integers(0, 256, (1, images * side**2, width), np.uint8)
       media.append((("video", 1, images * side, side, 1.0), patches))
     return np.array(tokens, np.int32), media
 
@@ -270,6 +270,11 @@ def reference_model(case: ModelCase) -> Any:
   return model
 
 
+def normalised(patches: np.ndarray) -> np.ndarray:
+  """What SigLIP's processor makes of the pixels of patches [..., patch_dim]."""
+  return shared.normalised(patches, (0.5,) * 3, (0.5,) * 3)
+
+
 def reference_inputs(case: ModelCase, index: int) -> dict[str, Any]:
   """What the reference takes for a prompt."""
   import torch
@@ -279,7 +284,7 @@ def reference_inputs(case: ModelCase, index: int) -> dict[str, Any]:
   size = case.vision["patch_size"]
   videos = []
   for _, patches in media:
-    grid = patches.reshape(-1, side, side, 3, size, size).transpose(0, 3, 1, 4, 2, 5)
+    grid = normalised(patches).reshape(-1, side, side, 3, size, size).transpose(0, 3, 1, 4, 2, 5)
     videos.append(torch.from_numpy(grid.reshape(len(grid), 3, side * size, side * size).copy()))
   return {"input_ids": torch.from_numpy(tokens).long()[None], "videos": videos}
 

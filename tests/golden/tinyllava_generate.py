@@ -112,7 +112,7 @@ def reference_inputs(encoded: prompts.EncodedPrompt, model: Any) -> dict[str, An
   videos = []
   for frame in encoded.frames:
     assert frame.vision is not None
-    grid = frame.vision.patches.reshape(-1, side, side, 3, size, size)
+    grid = models.normalised(frame.vision.patches).reshape(-1, side, side, 3, size, size)
     pixels = grid.transpose(0, 3, 1, 4, 2, 5).reshape(-1, 3, side * size, side * size)
     videos.append(torch.from_numpy(np.ascontiguousarray(pixels)))
   return {"input_ids": torch.from_numpy(encoded.tokens).long()[None], "videos": videos}

@@ -6,11 +6,13 @@ transformers in test_qwen2_5_vl_processor_parity.py.
 """
 
 import dataclasses
+import functools
 import importlib.util
 
 from golden import qwen2_5_vl as golden
 from hypothesis import assume, given
 from hypothesis import strategies as st
+import jax
 import model_builders as builders
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from vr_jax import errors, records
 from vr_jax.models.common import conversation, image_patches, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import pixels, positions
+from vr_jax.models.qwen3_vl import pixels as pixels3
+from vr_jax.models.tinyllava import vision as vision_tiny
 
 CONFIG = config_lib.Qwen2_5_VLConfig.from_dict(golden.CASES[0].config())
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
@@ -50,7 +54,8 @@ def test_patches_of_an_image_are_those_of_the_reference(size):
     [conversation.Message(role="user", parts=(one,))]
   )
   (frame,) = encoded.frames
-  np.testing.assert_allclose(frame.vision.patches, theirs["pixel_values"], rtol=0, atol=1e-5)
+  normalised = pixels.normalise(frame.vision.patches, np.float32)
+  np.testing.assert_allclose(normalised, theirs["pixel_values"], rtol=0, atol=1e-5)
   _, height, width = np.asarray(theirs["image_grid_thw"])[0]
   np.testing.assert_array_equal(frame.vision.rows.max(axis=0) + 1, [height, width])
 
@@ -65,7 +70,8 @@ def test_each_frame_of_a_video_is_patched_like_an_image_and_an_odd_last_one_is_r
   encoded = made.encode("what?", video, np.arange(5.0))
   assert len(encoded.frames) == 3
   for step, frame in enumerate(encoded.frames):
-    parts = frame.vision.patches.reshape(frame.patches, 3, 2, -1)
+    normalised = pixels.normalise(frame.vision.patches, np.float32)
+    parts = normalised.reshape(frame.patches, 3, 2, -1)
     for half in range(2):
       expected = np.asarray(theirs(video[min(2 * step + half, 4)])["pixel_values"])
       expected = expected.reshape(len(expected), 3, 2, -1)[:, :, 0]
@@ -79,8 +85,32 @@ def test_a_patch_holds_its_own_pixels_channel_first_then_frames():
   assert rows[:6].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3]]
   for (row, column), patch in zip(rows, patches, strict=True):
     square = video[:, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
-    expected = (square / 255 - pixels.MEAN) / pixels.STD
-    np.testing.assert_allclose(patch, expected.transpose(3, 0, 1, 2).reshape(-1), atol=1e-5)
+    np.testing.assert_array_equal(patch, square.transpose(3, 0, 1, 2).reshape(-1))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("family", [pixels, pixels3, vision_tiny])
+def test_each_level_of_a_pixel_is_normalised_as_on_the_host_to_one_rounding(family, compiled):
+  levels = np.tile(np.arange(256, dtype=np.uint8), (2, 3))  # of each channel, one after the other
+  mean, std = (np.repeat(255 * x, 256) for x in (family.MEAN, family.STD))
+  expected = (levels.astype(np.float32) - mean) / std
+  normalise = functools.partial(
+    image_patches.normalise, mean=family.MEAN, std=family.STD, dtype=np.float32
+  )
+  found = np.asarray((jax.jit(normalise) if compiled else normalise)(levels))
+  np.testing.assert_array_max_ulp(found, expected, maxulp=1)
+
+
+def test_patches_stay_bytes_until_they_are_on_the_device():
+  made = builders.make_processor(CONFIG)
+  one = made.encode("Which?", picture(56, 56, frames=2), np.arange(2.0))
+  sizes = {"prefix_buckets": (128,), "frame_buckets": (1,), "patch_buckets": (16,)}
+  assert made.collate([one], **sizes).vision.patches.dtype == np.uint8
+  normalised = np.asarray(pixels.normalise(one.frames[0].vision.patches, np.float32))
+  vision = dataclasses.replace(one.frames[0].vision, patches=normalised)
+  frame = dataclasses.replace(one.frames[0], vision=vision)
+  with pytest.raises(TypeError, match=r"float32.*uint8"):
+    made.collate([dataclasses.replace(one, frames=(frame,))], **sizes)
 
 
 @given(

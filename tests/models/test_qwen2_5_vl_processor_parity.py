@@ -19,7 +19,7 @@ import pytest
 from vr_jax import errors, records
 from vr_jax.models.common import conversation, prompts, resize
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import processor
+from vr_jax.models.qwen2_5_vl import pixels, processor
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 
 TOLERANCE = 1e-3
@@ -64,7 +64,8 @@ def patches(encoded: prompts.EncodedPrompt, kind: records.Kind) -> np.ndarray:
   mine = [
     frame.vision.patches for frame, of in zip(encoded.frames, kinds, strict=True) if of == kind
   ]
-  return np.concatenate([np.zeros((0, 1176), np.float32), *mine])
+  mine = np.concatenate([np.zeros((0, 1176), np.uint8), *mine])
+  return np.asarray(pixels.normalise(mine, np.float32))
 
 
 def check_all_but_pixels(

@@ -74,7 +74,7 @@ def _compile():
     return cast(Any, struct)  # records of shapes, as of arrays
 
   patches = jax.ShapeDtypeStruct(
-    (PROMPTS, 4, PATCHES, CONFIG.vision.patch_dim), jnp.float32, sharding=mesh_lib.replicated(mesh)
+    (PROMPTS, 4, PATCHES, CONFIG.vision.patch_dim), jnp.uint8, sharding=mesh_lib.replicated(mesh)
   )
   prompt = records.Prompt(
     tokens=ints(PROMPTS, PREFIX),

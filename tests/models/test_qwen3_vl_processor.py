@@ -70,7 +70,8 @@ def patches(encoded: prompts.EncodedPrompt, kind: records.Kind) -> np.ndarray:
   mine = [
     frame.vision.patches for frame, of in zip(encoded.frames, kinds, strict=True) if of == kind
   ]
-  return np.concatenate([np.zeros((0, 1536), np.float32), *mine])
+  mine = np.concatenate([np.zeros((0, 1536), np.uint8), *mine])
+  return np.asarray(pixels.normalise(mine, np.float32))
 
 
 def check_all_but_pixels(encoded, theirs, told):

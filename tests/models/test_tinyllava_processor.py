@@ -16,9 +16,9 @@ import pytest
 
 from vr_jax import errors, records
 from vr_jax.models import tinyllava
-from vr_jax.models.common import conversation, prompts
+from vr_jax.models.common import conversation, image_patches, prompts
 from vr_jax.models.common import tokenizer as tokenizer_lib
-from vr_jax.models.tinyllava import processor, template, tokenizer
+from vr_jax.models.tinyllava import processor, template, tokenizer, vision
 
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
 CONFIG = builders.load(golden.CASES[0]).config
@@ -150,7 +150,9 @@ def test_pixels_are_those_of_the_released_processor(size):
   grid = pixels[:, :, : kept * patch, : kept * patch].reshape(3, 3, kept, patch, kept, patch)
   expected = grid.transpose(0, 2, 4, 1, 3, 5).reshape(-1, CONFIG.vision.patch_dim)
   (frame,) = encoded.frames
-  np.testing.assert_allclose(frame.vision.patches, expected, rtol=0, atol=1e-6)
+  mean, std = vision.MEAN, vision.STD
+  found = image_patches.normalise(frame.vision.patches, mean=mean, std=std, dtype=np.float32)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def slow_files(words, directory) -> None:

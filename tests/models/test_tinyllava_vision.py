@@ -25,11 +25,11 @@ def videos(case, lengths) -> tuple[np.ndarray, vision_inputs.VideoPatches]:
   patch, most = case.vision["patch_size"], max(lengths)
   side = case.vision["image_size"] // patch
   rng = np.random.default_rng(0)
-  pixels = rng.standard_normal((most, 3, side * patch, side * patch), np.float32)
+  pixels = rng.integers(0, 256, (most, 3, side * patch, side * patch), np.uint8)
   grid = pixels.reshape(most, 3, side, patch, side, patch).transpose(0, 2, 4, 1, 3, 5)
   patches = np.stack([grid.reshape(most * side**2, -1)] * len(lengths))
   there = np.arange(most * side**2) < np.array(lengths)[:, None] * side**2
-  noise = rng.standard_normal(patches.shape, np.float32)
+  noise = rng.integers(0, 256, patches.shape, np.uint8)
   return pixels, vision_inputs.VideoPatches(
     patches=np.where(there[..., None], patches, noise)[:, None],
     segment=np.where(there, 0, -1).astype(np.int32)[:, None],
@@ -46,7 +46,8 @@ def test_hidden_states_and_features_are_those_of_the_reference(case):
   network, reference = builders.load(case), golden.reference_model(case)
   tower, config = network.vision, network.config
   with torch.no_grad():
-    states = reference.tower_states(torch.from_numpy(pixels))[reference.layer]
+    normalised = torch.from_numpy(golden.normalised(pixels.transpose(0, 2, 3, 1)))
+    states = reference.tower_states(normalised.permute(0, 3, 1, 2))[reference.layer]
     features = [
       reference.connector._connector(states[:length, reference.first :].flatten(0, 1)).numpy()
       for length in lengths

@@ -23,6 +23,7 @@ import pytest
 from tests import own_code
 from tests.train import exported_cases
 from vr_jax.models.common import conversation
+from vr_jax.models.qwen2_5_vl import pixels as pixels_lib
 from vr_jax.train import export_stage
 
 SAVED = json.loads(golden.FILE.read_text())
@@ -91,7 +92,8 @@ def test_transformers_sees_and_says_the_same_now(case, made, encoded, said):
   first = made.context.config.model.question_first
   inputs = golden.case_inputs(golden.reference_processor(made.path), case, question_first=first)
   assert inputs["input_ids"][0].tolist() == encoded.tokens.tolist()
-  pixels = np.concatenate([frame.vision.patches for frame in encoded.frames])
+  levels = np.concatenate([frame.vision.patches for frame in encoded.frames])
+  pixels = pixels_lib.normalise(levels, np.float32)
   np.testing.assert_allclose(inputs["pixel_values_videos"], pixels, rtol=0, atol=1e-3)
   model = golden.reference_model(made.path)
   assert golden.reference_reply(model, inputs)[0] == said
@@ -194,5 +196,6 @@ def test_of_a_whole_video_transformers_takes_the_frames_that_training_takes(made
     [{"total_num_frames": len(whole), "fps": 8.0}],
   )
   assert inputs["second_per_grid_ts"] == 2.0
-  pixels = np.concatenate([frame.vision.patches for frame in encoded.frames])
+  levels = np.concatenate([frame.vision.patches for frame in encoded.frames])
+  pixels = pixels_lib.normalise(levels, np.float32)
   np.testing.assert_allclose(inputs["pixel_values_videos"], pixels, rtol=0, atol=1e-3)

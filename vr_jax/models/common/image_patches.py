@@ -1,11 +1,13 @@
-"""Images to square patches: sizes of resized images, normalisation and merge order.
+"""Images to square patches: sizes of resized images, merge order and normalisation.
 
-In merge order, the patches that become one media token are contiguous. NumPy on the host.
+In merge order, the patches that become one media token are contiguous. Patches are cut on the host
+in NumPy and stay bytes, a quarter of float32; the vision tower normalises them (`normalise`).
 """
 
 import math
 
-from jaxtyping import Float, Int, UInt8
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int, UInt8
 import numpy as np
 
 from vr_jax import errors
@@ -54,10 +56,8 @@ def patchify(
   span: int,
   merge: int,
   size: int,
-  mean: Float[np.ndarray, "3"],
-  std: Float[np.ndarray, "3"],
-) -> Float[np.ndarray, "steps patches patch_dim"]:
-  """Normalised patches of each temporal patch, in merge order; a last odd frame is repeated.
+) -> UInt8[np.ndarray, "steps patches patch_dim"]:
+  """Pixels of the patches of each temporal patch, in merge order; a last odd frame is repeated.
 
   A patch is ordered as channel, frame, row, column.
 
@@ -65,7 +65,6 @@ def patchify(
   span: frames of a temporal patch.
   merge: side of the square of patches that become one media token.
   size: side of a patch, in pixels.
-  mean, std: of each channel, in units of full intensity.
   """
   missing = -len(frames) % span
   if missing:
@@ -85,10 +84,22 @@ def patchify(
   # steps, block row, block column, row in block, column in block, channel, frame, pixel row,
   # pixel column
   blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-  per_channel = (3, 1, 1, 1)
-  scaled = blocks.astype(np.float32) - (255 * mean).reshape(per_channel)
-  scaled /= (255 * std).reshape(per_channel)
-  return scaled.reshape(count // span, -1, 3 * span * size**2)
+  return blocks.reshape(count // span, -1, 3 * span * size**2)
+
+
+def normalise(
+  patches: UInt8[Array | np.ndarray, "*batch patch_dim"],
+  *,
+  mean: Float[np.ndarray, "3"],
+  std: Float[np.ndarray, "3"],
+  dtype: DTypeLike,
+) -> Float[Array, "*batch patch_dim"]:
+  """Normalises the pixels of patches, ordered by channel, in float32; then rounds to `dtype`.
+
+  mean, std: of each channel, in units of full intensity.
+  """
+  shift, scale = (np.repeat(255 * x, patches.shape[-1] // 3) for x in (mean, std))
+  return ((jnp.asarray(patches, jnp.float32) - shift) / scale).astype(dtype)
 
 
 def patch_rows(height: int, width: int, *, merge: int) -> Int[np.ndarray, "patches 2"]:

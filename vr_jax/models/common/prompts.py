@@ -338,5 +338,6 @@ def stack_frames(
   for i, one in enumerate(encoded):
     for j, frame in enumerate(one.frames):
       for value, found in zip(values, jax.tree.leaves(frame.vision), strict=True):
-        value[i, j, : frame.patches] = found
+        # An assignment would cut floats to bytes without a word.
+        np.copyto(value[i, j, : frame.patches], found, casting="same_kind")
   return jax.tree.unflatten(structure, values)

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Bool, Float, Int, PyTree, Shaped, UInt8
 import numpy as np
 import tokenizers
 
@@ -115,12 +115,15 @@ class Rules(abc.ABC):
   @abc.abstractmethod
   def patchify(
     self, frames: UInt8[np.ndarray, "images height width 3"]
-  ) -> Float[np.ndarray, "frames patches *patch"]:
-    """Cuts resized images into the patches of each temporal patch."""
+  ) -> Shaped[np.ndarray, "frames patches *patch"]:
+    """Cuts resized images into the patches of each temporal patch, of `VisionShapes.patch`'s dtype.
+
+    Bytes, where the tower normalises them itself: they are a quarter of what float32 takes.
+    """
 
   @abc.abstractmethod
   def frame_inputs(
-    self, patches: Float[np.ndarray, "frames patches *patch"], grid: prompts.Grid
+    self, patches: Shaped[np.ndarray, "frames patches *patch"], grid: prompts.Grid
   ) -> list[PyTree]:
     """Vision inputs of each frame: arrays [patches, …] in a tree like `VisionShapes.patch`."""
 

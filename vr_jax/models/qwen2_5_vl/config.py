@@ -156,7 +156,7 @@ class Qwen2_5_VLConfig:  # noqa: N801
     """Inputs: patches with their rows, columns and windows. Features: one array."""
     vision = self.vision
     patch = vision_inputs.VisionInputs(
-      patches=np.zeros(vision.patch_dim, np.float32),
+      patches=np.zeros(vision.patch_dim, np.uint8),
       rows=np.zeros(2, np.int32),
       window=np.array(-1, np.int32),
     )

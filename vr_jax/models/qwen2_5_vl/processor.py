@@ -92,12 +92,12 @@ class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
 
   def patchify(
     self, frames: UInt8[np.ndarray, "images height width 3"]
-  ) -> Float[np.ndarray, "frames patches patch_dim"]:
-    """Cuts resized frames into normalised patches, in merge order."""
+  ) -> UInt8[np.ndarray, "frames patches patch_dim"]:
+    """Cuts resized frames into patches, in merge order."""
     return pixels.patchify(frames, self.config.vision)
 
   def frame_inputs(
-    self, patches: Float[np.ndarray, "frames patches patch_dim"], grid: prompts.Grid
+    self, patches: UInt8[np.ndarray, "frames patches patch_dim"], grid: prompts.Grid
   ) -> list[vision_inputs.VisionInputs]:
     """Adds rows, columns and windows to patches; all frames of a grid share them."""
     config = self.config.vision

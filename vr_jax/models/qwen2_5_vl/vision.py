@@ -19,7 +19,7 @@ import numpy as np
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import attention, layers, rematerialisation
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import vision_inputs
+from vr_jax.models.qwen2_5_vl import pixels, vision_inputs
 
 EPSILON = 1e-6
 AXES = ("prompts", "frames", None, None)  # of activations
@@ -102,8 +102,8 @@ class VisionTower(nnx.Module):
     tokens = patches // config.merge_unit
     if frames == 0:
       return jnp.zeros((prompts, 0, config.out_hidden_size), dtype)
-    pixels = self.layout.place(jnp.asarray(vision.patches, dtype), AXES)
-    x = layers.project(pixels, self.patch[...].astype(dtype), merge=self.layout.merges)
+    x = pixels.normalise(self.layout.place(jnp.asarray(vision.patches), AXES), dtype)
+    x = layers.project(x, self.patch[...].astype(dtype), merge=self.layout.merges)
     x = self._run_blocks(x, jnp.asarray(vision.rows), jnp.asarray(vision.window))
     media = self.merger(x, unit=config.merge_unit, merge=self.layout.merges)
     return media.reshape(prompts, frames * tokens, -1)

@@ -4,7 +4,7 @@ import dataclasses
 import typing
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, UInt8
 import numpy as np
 
 
@@ -18,6 +18,6 @@ class VisionInputs:
   window: attention window of each patch; patches of one window attend to each other.
   """
 
-  patches: Float[Array | np.ndarray, "prompts frames patches patch_dim"]
+  patches: UInt8[Array | np.ndarray, "prompts frames patches patch_dim"]
   rows: Int[Array | np.ndarray, "prompts frames patches 2"]
   window: Int[Array | np.ndarray, "prompts frames patches"]

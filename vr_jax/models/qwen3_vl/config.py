@@ -157,7 +157,7 @@ class Qwen3VLConfig:
     """Inputs: patches with their places. Features: input embeddings, and DeepStack's levels."""
     vision, dtype = self.vision, jnp.dtype(self.dtype)
     patch = vision_inputs.Qwen3VisionInputs(
-      patches=np.zeros(vision.patch_dim, np.float32),
+      patches=np.zeros(vision.patch_dim, np.uint8),
       rows=np.zeros(2, np.int32),
       table_rows=np.zeros(4, np.int32),
       table_weights=np.zeros(4, np.float32),

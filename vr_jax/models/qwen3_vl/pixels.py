@@ -2,7 +2,7 @@
 
 import math
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, DTypeLike, Float, UInt8
 import numpy as np
 
 from vr_jax.models.common import image_patches
@@ -57,13 +57,18 @@ def video_resize(
 
 def patchify(
   frames: UInt8[np.ndarray, "frames height width 3"], config: config_lib.Qwen3VisionConfig
-) -> Float[np.ndarray, "steps patches patch_dim"]:
+) -> UInt8[np.ndarray, "steps patches patch_dim"]:
   """See `common.image_patches.patchify`."""
   return image_patches.patchify(
     frames,
     span=config.temporal_patch_size,
     merge=config.spatial_merge_size,
     size=config.patch_size,
-    mean=MEAN,
-    std=STD,
   )
+
+
+def normalise(
+  patches: UInt8[Array | np.ndarray, "*batch patch_dim"], dtype: DTypeLike
+) -> Float[Array, "*batch patch_dim"]:
+  """See `common.image_patches.normalise`."""
+  return image_patches.normalise(patches, mean=MEAN, std=STD, dtype=dtype)

@@ -145,12 +145,12 @@ class Qwen3VLProcessor(processor.VideoProcessor):
 
   def patchify(
     self, frames: UInt8[np.ndarray, "images height width 3"]
-  ) -> Float[np.ndarray, "frames patches patch_dim"]:
-    """Cuts resized frames into normalised patches, in merge order."""
+  ) -> UInt8[np.ndarray, "frames patches patch_dim"]:
+    """Cuts resized frames into patches, in merge order."""
     return pixels.patchify(frames, self.config.vision)
 
   def frame_inputs(
-    self, patches: Float[np.ndarray, "frames patches patch_dim"], grid: prompts.Grid
+    self, patches: UInt8[np.ndarray, "frames patches patch_dim"], grid: prompts.Grid
   ) -> list[vision_inputs.Qwen3VisionInputs]:
     """Adds the places of patches; all frames of a grid share them."""
     config = self.config.vision

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import attention, layers, rematerialisation
 from vr_jax.models.qwen3_vl import config as config_lib
-from vr_jax.models.qwen3_vl import vision_inputs
+from vr_jax.models.qwen3_vl import pixels, vision_inputs
 
 EPSILON = 1e-6
 AXES = ("prompts", "frames", None, None)  # of activations
@@ -115,8 +115,8 @@ class Qwen3VisionTower(nnx.Module):
         embedding=jnp.zeros((prompts, 0, width), dtype),
         levels=jnp.zeros((prompts, 0, config.levels, width), dtype),
       )
-    pixels = self.layout.place(jnp.asarray(vision.patches, dtype), AXES)
-    x = layers.project(pixels, self.patch[...].astype(dtype), merge=self.layout.merges)
+    x = pixels.normalise(self.layout.place(jnp.asarray(vision.patches), AXES), dtype)
+    x = layers.project(x, self.patch[...].astype(dtype), merge=self.layout.merges)
     x = x + self.patch_bias[...].astype(dtype)
     x = x + self._positions(jnp.asarray(vision.table_rows), jnp.asarray(vision.table_weights))
     x, taken = self._run_blocks(x, jnp.asarray(vision.rows), jnp.asarray(vision.segment))

@@ -4,7 +4,7 @@ import dataclasses
 import typing
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 
@@ -20,7 +20,7 @@ class Qwen3VisionInputs:
   segment: 0 for patches, which attend to all of their frame; -1 for padding.
   """
 
-  patches: Float[Array | np.ndarray, "prompts frames patches patch_dim"]
+  patches: UInt8[Array | np.ndarray, "prompts frames patches patch_dim"]
   rows: Int[Array | np.ndarray, "prompts frames patches 2"]
   table_rows: Int[Array | np.ndarray, "prompts frames patches 4"]
   table_weights: Float[Array | np.ndarray, "prompts frames patches 4"]

@@ -203,7 +203,7 @@ class TinyLlavaConfig:
     """Inputs: patches of all images of a video. Features: one array, as many as queries."""
     vision = self.vision
     patch = vision_inputs.VideoPatches(
-      patches=np.zeros(vision.patch_dim, np.float32), segment=np.array(-1, np.int32)
+      patches=np.zeros(vision.patch_dim, np.uint8), segment=np.array(-1, np.int32)
     )
     return prompts.VisionShapes(
       patch=patch,

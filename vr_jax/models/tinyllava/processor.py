@@ -12,9 +12,6 @@ from vr_jax.models.common import image_patches, processor, prompts
 from vr_jax.models.tinyllava import config as config_lib
 from vr_jax.models.tinyllava import template, vision_inputs
 
-# Mean and standard deviation of each channel, in units of full intensity.
-MEAN = STD = np.full(3, 0.5, np.float32)
-
 CANNOT_SHUFFLE = (
   "the queries of TinyLLaVA-Video's resampler mix the frames of a video, so that features have no "
   "order to be changed"
@@ -100,18 +97,16 @@ class TinyLlavaProcessor(processor.VideoProcessor):
 
   def patchify(
     self, frames: UInt8[np.ndarray, "images height width 3"]
-  ) -> Float[np.ndarray, "1 patches patch_dim"]:
-    """Cuts resized images into normalised patches; pixels beyond the last whole patch are lost."""
+  ) -> UInt8[np.ndarray, "1 patches patch_dim"]:
+    """Cuts resized images into patches; pixels beyond the last whole patch are lost."""
     vision = self.config.vision
     kept = vision.side * vision.patch_size
     cut = frames[:, :kept, :kept]
-    patches = image_patches.patchify(
-      cut, span=1, merge=1, size=vision.patch_size, mean=MEAN, std=STD
-    )
+    patches = image_patches.patchify(cut, span=1, merge=1, size=vision.patch_size)
     return patches.reshape(1, -1, vision.patch_dim)
 
   def frame_inputs(
-    self, patches: Float[np.ndarray, "1 patches patch_dim"], grid: prompts.Grid
+    self, patches: UInt8[np.ndarray, "1 patches patch_dim"], grid: prompts.Grid
   ) -> list[vision_inputs.VideoPatches]:
     """The patches of a video."""
     segment = np.zeros(grid.patches, np.int32)

@@ -10,14 +10,17 @@ the arithmetic of the tower.
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
+import numpy as np
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention, layers, rematerialisation
+from vr_jax.models.common import attention, image_patches, layers, rematerialisation
 from vr_jax.models.tinyllava import config as config_lib
 from vr_jax.models.tinyllava import resampler, vision_inputs
 
 AXES = ("prompts", "frames", None, None)  # of activations
+# Mean and standard deviation of each channel, in units of full intensity.
+MEAN = STD = np.full(3, 0.5, np.float32)
 
 
 class SiglipBlocks(nnx.Module):
@@ -76,7 +79,7 @@ class SiglipTower(nnx.Module):
       return jnp.zeros((prompts, 0, width), dtype)
     images = patches // config.patches
     each = (prompts, frames * images, config.patches)
-    pixels = jnp.asarray(vision.patches, dtype).reshape(*each, -1)
+    pixels = jnp.asarray(vision.patches).reshape(*each, -1)
     segment = jnp.asarray(vision.segment).reshape(each)
     x = self._run_blocks(self._embed(pixels), segment)
     kept = slice(1, None) if config.drops_first else slice(None)
@@ -84,11 +87,13 @@ class SiglipTower(nnx.Module):
     return self.connector(x, segment).reshape(prompts, frames * queries, width)
 
   def _embed(
-    self, pixels: Float[Array, "prompts images patches patch_dim"]
+    self, pixels: UInt8[Array, "prompts images patches patch_dim"]
   ) -> Float[Array, "prompts images patches vision_embed"]:
     """Embeds the patches of images, each of which has all of them, in order."""
-    weight = self.patch[...].astype(pixels.dtype)
-    x = layers.project(self.layout.place(pixels, AXES), weight, merge=self.layout.merges)
+    dtype = jnp.dtype(self.config.dtype)
+    pixels = self.layout.place(pixels, AXES)
+    normalised = image_patches.normalise(pixels, mean=MEAN, std=STD, dtype=dtype)
+    x = layers.project(normalised, self.patch[...].astype(dtype), merge=self.layout.merges)
     # Whole on every device: it is small.
     table = self.layout.place(self.positions[...], (None, None))
     return x + self.patch_bias[...].astype(x.dtype) + table.astype(x.dtype)

@@ -4,7 +4,7 @@ import dataclasses
 import typing
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, UInt8
 import numpy as np
 
 
@@ -19,5 +19,5 @@ class VideoPatches:
   segment: 0 for patches, -1 for those of images that are not there.
   """
 
-  patches: Float[Array | np.ndarray, "prompts frames patches patch_dim"]
+  patches: UInt8[Array | np.ndarray, "prompts frames patches patch_dim"]
   segment: Int[Array | np.ndarray, "prompts frames patches"]
