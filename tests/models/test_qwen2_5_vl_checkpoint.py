@@ -218,7 +218,7 @@ def test_a_directory_without_weights_or_config_is_refused(tmp_path):
     ({"text_config.num_attention_heads": 5}, "hidden_size: 32 is no multiple of 5 heads"),
     ({"text_config.use_sliding_window": True}, "use_sliding_window: is true"),
     ({"text_config.hidden_act": "gelu"}, "hidden_act: text model has 'gelu'"),
-    ({"text_config.rope_parameters": {"rope_type": "yarn"}}, "rope_type: is 'yarn'"),
+    ({"text_config.rope_parameters": {"rope_type": "llama3"}}, "rope_type: is 'llama3'"),
     (
       {"text_config.rope_parameters": {"mrope_section": [1, 1, 1]}},
       "mrope_section: .* half the head",

@@ -196,5 +196,6 @@ def check_context(config: ml_collections.ConfigDict, model: interface.ModelConfi
     if prompt + reply > context:
       raise errors.InputError(
         f"--config.{field}={reply}: with prompts of up to {prompt} tokens "
-        f"(config.model.prefix_buckets) this passes the model's context of {context}"
+        f"(config.model.prefix_buckets) this passes the model's context of {context}; "
+        "only rope_scaling (linear or yarn) in its config.json raises that"
       )

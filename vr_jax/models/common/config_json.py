@@ -6,6 +6,7 @@ import typing
 from typing import Any
 
 from vr_jax import errors, plain_json
+from vr_jax.models.common import rotary_scaling
 
 _DEPTHS = ("num_hidden_layers", "depth")
 _MOST_LAYERS = 1000
@@ -43,16 +44,35 @@ def checked(config: _Config) -> _Config:
   return config
 
 
-def rotary(fields: Mapping[str, Any], *, kinds: tuple[str, ...]) -> dict[str, Any]:
-  """Rotary constants of text or vision: flat in old files, in `rope_parameters` in new ones."""
+def rotary(
+  fields: Mapping[str, Any], *, kinds: tuple[str, ...], context: int | None = None
+) -> dict[str, Any]:
+  """Rotary constants of text or vision: flat in old files, in `rope_parameters` in new ones.
+
+  context: of text, whose frequencies may be scaled: `max_position_embeddings` where fields lack it.
+
+  Raises InputError for another kind of rotary embedding, or a scaling that is none.
+  """
   named = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
   kind = named.get("rope_type", named.get("type", "default"))
+  kinds = kinds if context is None else (*kinds, *rotary_scaling.KINDS)
   if kind not in kinds:
     raise errors.InputError(f"rope_type: is {kind!r}, but only {', '.join(kinds)} are supported")
   theta = named.get("rope_theta", fields.get("rope_theta"))
   section = named.get("mrope_section", fields.get("mrope_section"))
   constants = {"rope_theta": theta, "mrope_section": section}
-  return {name: value for name, value in constants.items() if value is not None}
+  constants = {name: value for name, value in constants.items() if value is not None}
+  if context is None:
+    return constants
+  trained = fields.get("max_position_embeddings") or context
+  return {**constants, "rope_scaling": rotary_scaling.read(named, kind, trained)}
+
+
+def flat_sizes(**parts: Any) -> dict[str, Any]:
+  """Fields of the parts of a config by name, as "text.hidden_size"; without a scaling of None."""
+  flat = {f"{part}.{k}": v for part, sizes in parts.items() for k, v in vars(sizes).items()}
+  scaling = flat.pop("text.rope_scaling")
+  return flat if scaling is None else {**flat, "text.rope_scaling": dataclasses.asdict(scaling)}
 
 
 def check_activation(fields: Mapping[str, Any], half: str, expected: str) -> None:

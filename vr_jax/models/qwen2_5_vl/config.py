@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import errors
-from vr_jax.models.common import config_json, flops, prompts
+from vr_jax.models.common import config_json, flops, prompts, rotary_scaling
 from vr_jax.models.qwen2_5_vl import vision_inputs
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -76,7 +76,8 @@ class TextConfig:
   rms_norm_eps: float = 1e-6
   rope_theta: float = 1000000.0
   mrope_section: tuple[int, ...] = (16, 24, 24)  # rotary frequencies of time, height, width
-  max_position_embeddings: int = 128000  # most tokens of a prompt and its reply together
+  max_position_embeddings: int = 128000  # most tokens of a prompt and its reply, unless scaled
+  rope_scaling: rotary_scaling.RotaryScaling | None = None
 
   @property
   def head_dim(self) -> int:
@@ -127,13 +128,12 @@ class Qwen2_5_VLConfig:  # noqa: N801
   @property
   def max_position_embeddings(self) -> int:
     """The most tokens that a prompt and its reply may have together."""
-    return self.text.max_position_embeddings
+    return rotary_scaling.context(self.text.max_position_embeddings, self.text.rope_scaling)
 
   @property
   def architecture(self) -> dict[str, Any]:
     """Sizes by name; parameters fit any config with the same ones."""
-    sizes = {"text": self.text, "vision": self.vision}
-    flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
+    flat = config_json.flat_sizes(text=self.text, vision=self.vision)
     return {**flat, "tie_word_embeddings": self.tie_word_embeddings}
 
   @property
@@ -191,9 +191,9 @@ class Qwen2_5_VLConfig:  # noqa: N801
     config_json.check_activation(vision_fields, "vision", "silu")
     if text_fields.get("use_sliding_window"):
       raise errors.InputError("use_sliding_window: is true, but only full attention is supported")
-    text = config_json.build(
-      TextConfig, {**text_fields, **config_json.rotary(text_fields, kinds=("mrope", "default"))}
-    )
+    context = TextConfig.max_position_embeddings
+    rotary = config_json.rotary(text_fields, kinds=("mrope", "default"), context=context)
+    text = config_json.build(TextConfig, {**text_fields, **rotary})
     tied = fields.get("tie_word_embeddings", text_fields.get("tie_word_embeddings", False))
     dtype = fields.get("dtype") or fields.get("torch_dtype") or text_fields.get("dtype")
     config = config_json.build(
@@ -217,7 +217,8 @@ def config_fields(config: Qwen2_5_VLConfig) -> dict[str, Any]:
   Rotary constants are named as in the releases, which all versions read.
   """
   text = dataclasses.asdict(config.text)
-  section = text.pop("mrope_section")
+  section, scaling = text.pop("mrope_section"), config.text.rope_scaling
+  rope = {"type": "mrope"} if scaling is None else scaling.fields
   named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
   ids = {name: value for name, value in named.items() if name.endswith("_token_id")}
   return {
@@ -228,7 +229,7 @@ def config_fields(config: Qwen2_5_VLConfig) -> dict[str, Any]:
       **text,
       "hidden_act": "silu",
       "initializer_range": config.initializer_range,
-      "rope_scaling": {"type": "mrope", "mrope_section": section},
+      "rope_scaling": {**rope, "mrope_section": section},
       "tie_word_embeddings": config.tie_word_embeddings,
       "bos_token_id": None,  # the released ids may exceed a small vocabulary
       "eos_token_id": None,

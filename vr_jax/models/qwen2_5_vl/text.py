@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import decoder, layers
+from vr_jax.models.common import decoder, layers, rotary_scaling
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
@@ -109,7 +109,7 @@ def rotary_angles(
   axis = [i % 3 for i, count in enumerate(config.mrope_section) for _ in range(count)]
   angles = positions[..., None].astype(jnp.float32) * _frequencies(config)
   angles = jnp.stack([angles[a, ..., i] for i, a in enumerate(axis)], axis=-1)
-  return layers.cosines_and_sines(angles)
+  return rotary_scaling.cosines_and_sines(angles, config.rope_scaling)
 
 
 def text_angles(
@@ -117,8 +117,8 @@ def text_angles(
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
   """Like `rotary_angles` for text, whose position is the same on all three axes."""
   angles = positions[..., None].astype(jnp.float32) * _frequencies(config)
-  return layers.cosines_and_sines(angles)
+  return rotary_scaling.cosines_and_sines(angles, config.rope_scaling)
 
 
 def _frequencies(config: config_lib.TextConfig) -> Float[Array, "half"]:
-  return layers.rotary_frequencies(config.head_dim, config.rope_theta)
+  return rotary_scaling.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)

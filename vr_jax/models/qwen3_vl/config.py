@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import errors
-from vr_jax.models.common import config_json, flops, prompts
+from vr_jax.models.common import config_json, flops, prompts, rotary_scaling
 from vr_jax.models.qwen3_vl import vision_inputs
 
 MODEL_TYPE = "qwen3_vl"
@@ -82,7 +82,8 @@ class Qwen3TextConfig:
   rope_theta: float = 5000000.0
   # Rotary frequencies of time, height and width. They are interleaved: see text.py.
   mrope_section: tuple[int, ...] = (24, 20, 20)
-  max_position_embeddings: int = 128000  # most tokens of a prompt and its reply together
+  max_position_embeddings: int = 128000  # most tokens of a prompt and its reply, unless scaled
+  rope_scaling: rotary_scaling.RotaryScaling | None = None
 
   @property
   def queries_per_key(self) -> int:
@@ -128,13 +129,12 @@ class Qwen3VLConfig:
   @property
   def max_position_embeddings(self) -> int:
     """The most tokens that a prompt and its reply may have together."""
-    return self.text.max_position_embeddings
+    return rotary_scaling.context(self.text.max_position_embeddings, self.text.rope_scaling)
 
   @property
   def architecture(self) -> dict[str, Any]:
     """Sizes by name; parameters fit any config with the same ones."""
-    sizes = {"text": self.text, "vision": self.vision}
-    flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
+    flat = config_json.flat_sizes(text=self.text, vision=self.vision)
     return {**flat, "tie_word_embeddings": self.tie_word_embeddings}
 
   @property
@@ -199,7 +199,8 @@ class Qwen3VLConfig:
     rotary = text_fields.get("rope_parameters") or text_fields.get("rope_scaling") or {}
     if not rotary.get("mrope_interleaved", True):
       raise errors.InputError("mrope_interleaved: is false, but frequencies must be interleaved")
-    text_fields.update(config_json.rotary(text_fields, kinds=("mrope", "default")))
+    context = Qwen3TextConfig.max_position_embeddings
+    text_fields.update(config_json.rotary(text_fields, kinds=("mrope", "default"), context=context))
     tied = fields.get("tie_word_embeddings", text_fields.get("tie_word_embeddings", False))
     dtype = fields.get("dtype") or fields.get("torch_dtype") or text_fields.get("dtype")
     config = config_json.build(
@@ -221,7 +222,9 @@ def config_fields(config: Qwen3VLConfig) -> dict[str, Any]:
   """Builds the fields of a new config.json, nested as in the releases."""
   text, vision = dataclasses.asdict(config.text), dataclasses.asdict(config.vision)
   section, theta = text.pop("mrope_section"), text["rope_theta"]
-  rope = {"rope_type": "default", "mrope_section": section, "mrope_interleaved": True}
+  scaling = config.text.rope_scaling
+  rope = {"rope_type": "default"} if scaling is None else scaling.fields
+  rope |= {"mrope_section": section, "mrope_interleaved": True}
   named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
   ids = {name: value for name, value in named.items() if name.endswith("_token_id")}
   return {

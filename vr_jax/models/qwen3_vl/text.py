@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import decoder, layers
+from vr_jax.models.common import decoder, layers, rotary_scaling
 from vr_jax.models.qwen3_vl import config as config_lib
 
 
@@ -61,12 +61,13 @@ class Qwen3TextModel(decoder.Decoder):
     """Rotary angles of positions in time, height and width."""
     text = self.config.text
     chosen = positions[..., np.array(frequency_axes(text))]
-    return layers.cosines_and_sines(chosen.astype(jnp.float32) * _frequencies(text))
+    angles = chosen.astype(jnp.float32) * _frequencies(text)
+    return rotary_scaling.cosines_and_sines(angles, text.rope_scaling)
 
   def text_angles(self, positions: Int[Array, "*batch"]) -> decoder.Angles:
     """Rotary angles of text, whose position is the same on all three axes."""
     angles = positions[..., None].astype(jnp.float32) * _frequencies(self.config.text)
-    return layers.cosines_and_sines(angles)
+    return rotary_scaling.cosines_and_sines(angles, self.config.text.rope_scaling)
 
   def project_qkv(
     self,
@@ -116,4 +117,4 @@ def frequency_axes(config: config_lib.Qwen3TextConfig) -> list[int]:
 
 
 def _frequencies(config: config_lib.Qwen3TextConfig) -> Float[Array, "half"]:
-  return layers.rotary_frequencies(config.head_dim, config.rope_theta)
+  return rotary_scaling.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import errors
-from vr_jax.models.common import config_json, flops, prompts
+from vr_jax.models.common import config_json, flops, prompts, rotary_scaling
 from vr_jax.models.tinyllava import vision_inputs
 
 MODEL_TYPE = "tinyllava"
@@ -117,6 +117,7 @@ class PhiConfig:
   layer_norm_eps: float = 1e-5
   rope_theta: float = 10000.0
   partial_rotary_factor: float = 0.5  # fraction of a head's features that is rotated
+  rope_scaling: rotary_scaling.RotaryScaling | None = None
 
   @property
   def head_dim(self) -> int:
@@ -180,8 +181,7 @@ class TinyLlavaConfig:
   @property
   def architecture(self) -> dict[str, Any]:
     """Sizes by name; parameters fit any config with the same ones."""
-    sizes = {"text": self.text, "vision": self.vision, "resampler": self.resampler}
-    return {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
+    return config_json.flat_sizes(text=self.text, vision=self.vision, resampler=self.resampler)
 
   @property
   def tower_fields(self) -> dict[str, Any]:
@@ -232,18 +232,19 @@ class TinyLlavaConfig:
     _check_parts(text_fields, vision_fields)
     rope = text_fields.get("rope_parameters") or {}
     text_fields.update({k: rope[k] for k in ("partial_rotary_factor",) if k in rope})
-    text_fields.update(config_json.rotary(text_fields, kinds=("default",)))
+    context = text_fields.get("max_position_embeddings", 2048)
+    text_fields.update(config_json.rotary(text_fields, kinds=("default",), context=context))
     heads = text_fields.get("num_attention_heads", PhiConfig.num_attention_heads)
     text_fields["num_key_value_heads"] = text_fields.get("num_key_value_heads") or heads
     vision_fields["feature_layer"] = fields.get("vision_feature_layer", -2)
     vision_fields["drops_first"] = _drops_first(fields)
-    context = text_fields.get("max_position_embeddings", 2048)
+    longest = fields.get("tokenizer_model_max_length") or context
     config = cls(
       text=config_json.build(PhiConfig, text_fields),
       vision=config_json.build(SiglipConfig, vision_fields),
       resampler=_resampler(fields),
       # Rotary positions go on behind those that the language model was trained with alone.
-      max_position_embeddings=fields.get("tokenizer_model_max_length") or context,
+      max_position_embeddings=rotary_scaling.context(longest, text_fields["rope_scaling"]),
       end_token_id=fields.get("eos_token_id") or text_fields.get("eos_token_id") or 50256,
       initializer_range=text_fields.get("initializer_range", 0.02),
       dtype=fields.get("dtype") or fields.get("torch_dtype") or "float32",
@@ -306,6 +307,8 @@ def config_fields(config: TinyLlavaConfig) -> dict[str, Any]:
   """Builds the fields of a new config.json, named as in the releases."""
   vision, resampler = dataclasses.asdict(config.vision), config.resampler
   layer, drops = vision.pop("feature_layer"), vision.pop("drops_first")
+  text, scaling = dataclasses.asdict(config.text), config.text.rope_scaling
+  del text["rope_scaling"]
   return {
     "architectures": ["TinyLlavaForConditionalGeneration"],
     "model_type": MODEL_TYPE,
@@ -322,7 +325,8 @@ def config_fields(config: TinyLlavaConfig) -> dict[str, Any]:
     "tokenizer_model_max_length": config.max_position_embeddings,
     "text_config": {
       "model_type": "phi",
-      **dataclasses.asdict(config.text),
+      **text,
+      **({} if scaling is None else {"rope_scaling": scaling.fields}),
       "hidden_act": TEXT_ACTIVATION,
       "initializer_range": config.initializer_range,
       "max_position_embeddings": config.max_position_embeddings,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import decoder, layers
+from vr_jax.models.common import decoder, layers, rotary_scaling
 from vr_jax.models.tinyllava import config as config_lib
 
 
@@ -76,8 +76,10 @@ class PhiTextModel(decoder.Decoder):
   def text_angles(self, positions: Int[Array, "*batch"]) -> decoder.Angles:
     """Rotary angles of the features that are rotated."""
     text = self.config.text
-    frequencies = layers.rotary_frequencies(text.rotary_dim, text.rope_theta)
-    return layers.cosines_and_sines(positions[..., None].astype(jnp.float32) * frequencies)
+    scaling = text.rope_scaling
+    frequencies = rotary_scaling.frequencies(text.rotary_dim, text.rope_theta, scaling)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return rotary_scaling.cosines_and_sines(angles, scaling)
 
   def project_qkv(
     self,
