@@ -136,6 +136,18 @@ def test_what_is_no_video_is_refused_in_one_sentence_without_a_path(served, root
     assert "vr_jax_serve" not in error.message
 
 
+@pytest.mark.parametrize("size", [1 << 20, 3 * (1 << 18), 3 * (1 << 18) + 1, 2_500_001])
+def test_a_large_data_url_is_decoded_in_pieces(served, size):
+  content = bytes(range(251)) * (size // 251 + 1)
+  library = served.server.preparer._library
+  url = _data_url(content[:size])
+  assert b"".join(library._embedded(url, "m")) == content[:size]
+  if size == 2_500_001:
+    padded = url[:1_000_022] + "==" + url[1_000_024:]
+    with pytest.raises(request_error.RequestError, match="holds no valid base64"):
+      list(library._embedded(padded, "m"))
+
+
 def _data_url(content: bytes) -> str:
   return f"data:video/mp4;base64,{base64.b64encode(content).decode()}"
 

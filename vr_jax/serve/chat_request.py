@@ -13,7 +13,7 @@ import reprlib
 from typing import Any
 
 from vr_jax import plain_json
-from vr_jax.serve import request_error
+from vr_jax.serve import json_limits, request_error
 
 ROLES = ("system", "user", "assistant")
 MOST_MESSAGES, MOST_STOPS, MOST_STOP_CHARACTERS = 256, 16, 256
@@ -103,8 +103,9 @@ _Reader = Callable[[str, Any], dict[str, Any]]
 
 def parse(body: bytes) -> ChatRequest:
   """Parses the body of a request. Raises RequestError (400) naming the field at fault."""
+  json_limits.check(body)
   try:
-    given = plain_json.parse(body)
+    given = plain_json.parse(body.decode())  # as bytes, it could be UTF-16, which was not checked
   except ValueError as error:
     raise request_error.RequestError(400, f"the body is no JSON: {error}") from None
   if not isinstance(given, dict):

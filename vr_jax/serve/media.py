@@ -6,7 +6,6 @@ of their own (data/guarded_reader.py). What was decoded is kept by the hash of t
 """
 
 import base64
-import binascii
 from collections.abc import Iterator
 import contextlib
 import dataclasses
@@ -24,6 +23,7 @@ from vr_jax.data import guarded_reader, video_file
 from vr_jax.serve import bounded_cache, download, request_error
 from vr_jax.train import paths
 
+_PIECE = 1 << 20  # characters of base64 that are decoded at a time; whole groups of four
 _MOST_FRAMES = 10_000  # that are decoded where a client asks for more a second than the run
 _NAME = "\0"  # stands for the name of the medium in errors that several requests get
 _SUFFIXES = {"image": ".png", "video": ".mp4"}  # readers look at the bytes of these
@@ -107,9 +107,9 @@ class MediaLibrary:
       yield path, self._digest(path)
       return
     if scheme == "data":
-      content = self._embedded(url, name)
+      pieces = self._embedded(url, name)
     elif scheme == "https" and self._rules.allow_https:
-      content = download.fetch(url, name, self._rules.max_bytes)
+      pieces = [download.fetch(url, name, self._rules.max_bytes)]
     else:
       offered = ["data:", *(["file://"] if self._rules.allowed_root else [])]
       offered += ["https://"] if self._rules.allow_https else []
@@ -118,8 +118,12 @@ class MediaLibrary:
       )
     with tempfile.TemporaryDirectory(prefix="vr_jax_serve_") as folder:
       path = Path(folder) / f"medium{_SUFFIXES[kind]}"
-      path.write_bytes(content)
-      yield path, hashlib.sha256(content).hexdigest()
+      digest = hashlib.sha256()
+      with path.open("wb") as file:
+        for piece in pieces:
+          file.write(piece)
+          digest.update(piece)
+      yield path, digest.hexdigest()
 
   def _allowed(self, url: str, name: str) -> Path:
     """The file of a `file://` URL, if it is below the allowed root."""
@@ -160,13 +164,18 @@ class MediaLibrary:
     key = (str(path), about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
     return self._digests.get_or_make(key, compute)
 
-  def _embedded(self, url: str, name: str) -> bytes:
+  def _embedded(self, url: str, name: str) -> Iterator[bytes]:
+    """The bytes of a data URL in pieces: decoding holds the lock that other requests need."""
     head, comma, content = url.partition(",")
     if not comma or not head.endswith(";base64"):
       raise download.refused(name, "a data URL needs the form data:video/mp4;base64,…")
     if len(content) // 4 * 3 > self._rules.max_bytes + 2:
       raise download.too_large(name, self._rules.max_bytes)
     try:
-      return base64.b64decode(content, validate=True)
-    except (binascii.Error, ValueError):
+      for start in range(0, len(content), _PIECE):
+        piece = content[start : start + _PIECE]
+        if "=" in piece and start + _PIECE < len(content):
+          raise ValueError("padding before the end")
+        yield base64.b64decode(piece, validate=True)
+    except ValueError:  # binascii.Error is one
       raise download.refused(name, "the data URL holds no valid base64") from None
