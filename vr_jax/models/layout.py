@@ -77,6 +77,10 @@ class Layout(Protocol):
     """
     ...
 
+  def permute_shards(self, x: Array, axis: str, to: Sequence[int] | np.ndarray) -> Array:
+    """Within `per_shard`: sends the array of device i along a logical axis to device `to[i]`."""
+    ...
+
   def look_up(
     self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, replicated: bool = False
   ) -> Array:
@@ -146,6 +150,11 @@ class OneDevice:
     """The only part."""
     del axis
     return x[None]
+
+  def permute_shards(self, x: Array, axis: str, to: Sequence[int] | np.ndarray) -> Array:
+    """Returns the array unchanged."""
+    del axis, to
+    return x
 
   def look_up(
     self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, replicated: bool = False

@@ -214,6 +214,10 @@ class MeshLayout:
       x = jax.lax.all_to_all(x, RULES[axis], 0, 0, tiled=True)
     return x.reshape(ways, x.shape[0] // ways, *x.shape[1:])
 
+  def permute_shards(self, x: Array, axis: str, to: Sequence[int] | np.ndarray) -> Array:
+    """Within `per_shard`: sends the array of device i along a logical axis to device `to[i]`."""
+    return jax.lax.ppermute(x, RULES[axis], [(i, int(device)) for i, device in enumerate(to)])
+
   def look_up(
     self,
     table: Array,

@@ -28,6 +28,7 @@ from vr_jax.models.common import (
   attention_forgetting,
   attention_splash,
   attention_xla,
+  zigzag,
 )
 from vr_jax.models.common import slots as slots_lib
 
@@ -116,20 +117,31 @@ class Attention:
     key: Float[Array, "prompts prefix kv_heads head_dim"],
     value: Float[Array, "prompts prefix kv_heads head_dim"],
     valid: Bool[Array, "prompts prefix"],
+    folded: Bool[Array, "prompts prefix"] | None = None,
   ) -> Float[Array, "prompts prefix heads head_dim"]:
-    """Causal attention within prompts; the output at padding is meaningless."""
+    """Causal attention within prompts; the output at padding is meaningless.
+
+    folded: `valid` in zigzag order (zigzag.py), if query, key, value and the output are in it.
+    """
+    length = query.shape[1]
+    ways = 1 if folded is None else self.layout.ways("prefix")
 
     def local(query, query_segment, index, key, value, key_segment):
       within = self._function("attend_segments")
-      return within(query, key, value, query_segment, key_segment, index, causal=True)
+      if ways > 1:
+        key, value = (zigzag.gathered_in_order(x, ways) for x in (key, value))
+      segments = query_segment, key_segment
+      return within(query, key, value, *segments, index, causal=True, folded=ways > 1)
 
     segment = valid.astype(jnp.int32)
+    query_segment = segment if folded is None else folded.astype(jnp.int32)
+    index = jnp.arange(length) if folded is None else jnp.asarray(zigzag.order(length, ways))
     return self.layout.per_shard(
       local,
       (
         (query, ("prompts", "prefix", "heads", None)),
-        (segment, ("prompts", "prefix")),
-        (jnp.arange(query.shape[1]), ("prefix",)),
+        (query_segment, ("prompts", "prefix")),
+        (index, ("prefix",)),
         (key, ("prompts", None, "kv_heads", None)),
         (value, ("prompts", None, "kv_heads", None)),
         (segment, ("prompts", None)),

@@ -23,9 +23,11 @@ def attend_segments(
   index: Int[Array, "queries"],
   *,
   causal: bool,
+  folded: bool = False,
   implementation: Implementation = "cudnn",
 ) -> Float[Array, "batch queries heads head_dim"]:
   """Like `attention_xla.attend_segments`; causal segments are 1 for valid tokens, then 0."""
+  del folded  # the index says it
   if causal and query.shape[1] == key.shape[1]:
     valid = key_segment.sum(axis=1).astype(jnp.int32)
     return jax.nn.dot_product_attention(

@@ -33,6 +33,7 @@ class RepliesMask(mask_lib.Mask):
   A causal prompt is one reply without a prefix.
 
   time: queries of a reply, which are its tokens from `first` on.
+  jump: by which the second half of the queries is further behind.
   fill: numbers of queries and keys added at the end as padding.
   """
 
@@ -41,6 +42,7 @@ class RepliesMask(mask_lib.Mask):
   keys: int
   prefix: int = 0
   first: int = 0
+  jump: int = 0
   fill: tuple[int, int] = (0, 0)
 
   @property
@@ -56,7 +58,8 @@ class RepliesMask(mask_lib.Mask):
     )
     reply, place = np.divmod(np.minimum(rows, self.group * self.time - 1)[:, None], self.time)
     key_reply, key = np.divmod(columns - self.prefix, self.keys)
-    return (columns < self.prefix) | ((key_reply == reply) & (key <= self.first + place))
+    token = self.first + place + self.jump * (place >= self.time // 2)
+    return (columns < self.prefix) | ((key_reply == reply) & (key <= token))
 
 
 def attend_segments(
@@ -68,11 +71,13 @@ def attend_segments(
   index: Int[Array, "queries"],
   *,
   causal: bool,
+  folded: bool = False,
   interpret: bool = False,
 ) -> Float[Array, "batch queries heads head_dim"]:
   """Like `attention_xla.attend_segments`.
 
-  index: positions of the queries among the keys; the queries are one of several equal shards.
+  index: positions of the queries among the keys; the queries are one of several equal shards, or,
+    if `folded`, two of twice as many, an early and a late one (zigzag.py).
   interpret: emulate the kernel, on any platform.
   """
   queries, keys = query.shape[1], key.shape[1]
@@ -81,10 +86,12 @@ def attend_segments(
   def from_place(first: int) -> Array:
     mask = mask_lib.FullMask((queries + fill[0], keys + fill[1]))
     if causal:
-      mask = RepliesMask(group=1, time=queries, keys=keys, first=first, fill=fill)
+      jump = keys - 2 * first - queries if folded else 0
+      mask = RepliesMask(group=1, time=queries, keys=keys, first=first, jump=jump, fill=fill)
     return _run(query, key, value, query_segment, key_segment, mask, interpret=interpret)
 
-  return _by_part(from_place, index, keys // queries if causal else 1)
+  blocks = 2 if folded else 1
+  return _by_part(from_place, index, keys // queries if causal else 1, queries // blocks)
 
 
 def attend_replies(
@@ -122,15 +129,16 @@ def attend_replies(
     seeing = jnp.ones(rows.shape[:2], jnp.int32)
     return _run(rows, key, value, seeing, valid.astype(jnp.int32), mask, interpret=interpret)
 
-  return _by_part(from_place, index, keys // time).reshape(query.shape)
+  return _by_part(from_place, index, keys // time, time).reshape(query.shape)
 
 
-def _by_part(from_place: Callable[[int], Array], index: Int[Array, "queries"], parts: int) -> Array:
-  """Calls `from_place` with the first position of this shard.
+def _by_part(
+  from_place: Callable[[int], Array], index: Int[Array, "queries"], parts: int, length: int
+) -> Array:
+  """Calls `from_place` with the first position of this shard, a multiple of `length`.
 
   With one shard it is static; otherwise a switch over all shards selects the mask at run time.
   """
-  length = index.shape[0]
   if parts == 1:
     return from_place(0)
   branches = [functools.partial(from_place, part * length) for part in range(parts)]

@@ -47,15 +47,19 @@ def attend_segments(
   index: Int[Array, "queries"],
   *,
   causal: bool,
+  folded: bool = False,
   logits: int = LOGITS,
 ) -> Float[Array, "batch queries heads head_dim"]:
   """Attention of each query to the keys of its segment; if `causal`, only to keys up to `index`.
 
   If `causal`, segments are 1 for valid tokens and 0 for padding, where the output is meaningless.
 
-  index: positions of the queries among the keys. As many causal queries as keys are in order.
+  index: positions of the queries among the keys, rising. As many causal queries as keys are in
+    order.
+  folded: whether they are those of two blocks in zigzag order.
   logits: how many logits may be held at once.
   """
+  del folded  # the index says it
   batch, queries, heads, _ = query.shape
   keys = key.shape[1]
   if not causal and heads * queries * keys <= logits:

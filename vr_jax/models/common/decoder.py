@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention, layers, rematerialisation, stored_weights
+from vr_jax.models.common import attention, layers, rematerialisation, stored_weights, zigzag
 from vr_jax.models.common import packing as packing_lib
 from vr_jax.models.common import slots as slots_lib
 
@@ -121,19 +121,28 @@ class Decoder(nnx.Module):
 
     added: what is added to each token behind the first layers, one level a layer.
     """
+    axes, folded = ("prompts", "prefix", None), None
+    if zigzag.fits(self.layout, valid.shape):
+      folded = zigzag.fold(valid, axes[:2], self.layout)
+      x, positions = (zigzag.fold(y, axes, self.layout) for y in (x, positions))
+      added = None if added is None else zigzag.fold(added, (*axes, None), self.layout)
     cos, sin = self.media_angles(positions)
-    axes = ("prompts", "prefix", None)
+
+    def keep(x):
+      """What is returned stays split along the prefix; attention gathered copies."""
+      kept_axes = (*axes[:2], "kv_heads", None)
+      x = x if folded is None else zigzag.unfold(x, kept_axes, self.layout)
+      return self.layout.place(x, kept_axes)
 
     def layer(x, weights):
       query, key, value = self.project_qkv(x, weights, cos, sin)
-      mixed = self.attention.prompts(query, key, value, valid)
-      # What is returned stays split along the prefix; attention gathered copies.
-      kept = tuple(self.layout.place(x, (*axes[:2], "kv_heads", None)) for x in (key, value))
-      return self.layout.place(self.finish_layer(x, mixed, weights), axes), kept
+      mixed = self.attention.prompts(query, key, value, valid, folded)
+      return self.layout.place(self.finish_layer(x, mixed, weights), axes), (keep(key), keep(value))
 
     x = self.layout.place(x, axes)
     run, inputs = self._adding(layer, self.stacked(), added, axes)
     x, (keys, values) = rematerialisation.scan(run, x, inputs, policy=self.config.remat)
+    x = x if folded is None else zigzag.unfold(x, axes, self.layout)
     return self.final_norm(x), keys, values
 
   def forward_replies(
