@@ -54,10 +54,12 @@ class CountedFlops:
 
   model: of forward and backward passes.
   executed: the same with the second forward pass of rematerialisation.
+  vision: of `model`, those of the vision tower.
   """
 
   model: float
   executed: float
+  vision: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,9 +101,13 @@ class Analysis:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SlicePlan:
-  """The analyses of a config's programs on a slice."""
+  """The analyses of a config's programs on a slice.
+
+  model: that was compiled; shallower than the config's where a plan keeps few layers.
+  """
 
   config: ml_collections.ConfigDict
+  model: interface.ModelConfig
   slice: topology.Slice
   mesh: dict[str, int]
   step_shapes: step_shapes.StepShapes
@@ -168,7 +174,12 @@ def analyse(
     analyses.append(examine(program, where, mesh, work, options=options, blame=blame))
     expected.finish(program.name)
   return SlicePlan(
-    config=config, slice=where, mesh=dict(mesh.shape), step_shapes=shapes, analyses=analyses
+    config=config,
+    model=model,
+    slice=where,
+    mesh=dict(mesh.shape),
+    step_shapes=shapes,
+    analyses=analyses,
   )
 
 
@@ -187,26 +198,37 @@ def _work(
 ) -> dict[str, CountedFlops]:
   """The counted FLOPs of the parts of a program, by name."""
   forward = _forward(program, model, shapes.prefix, shapes.group, shapes.time)
-  if program.name == "encoder":
-    parts = {"encoder": (forward.vision,) * 2}
-  elif program.name == "rollout":
-    parts = {"prefill": (forward.prefix,) * 2, "decode": (forward.replies + forward.head,) * 2}
-  elif program.name == "prefill":
-    parts = {"prefill": (forward.prefix,) * 2}
-  elif program.name in ("decode", "append observations"):
+  if program.name in ("decode", "append observations"):
     return {program.name: _continuing(program, model, shapes)}
-  elif program.name == "train step":
-    parts = {"train step": _training(forward, config)}
-  elif program.name == "critic step":
-    parts = {"critic step": _training(dataclasses.replace(forward, head=0.0), config)}
-  elif program.name == "values":
-    parts = {"values": (forward.total - forward.head,) * 2}
-  else:
-    parts = {program.name: (forward.total,) * 2}
+  tower = dataclasses.replace(forward, prefix=0.0, replies=0.0, head=0.0)
+  vision = _parts(program, config, tower)
   return {
-    name: CountedFlops(model=shapes.prompts * plain, executed=shapes.prompts * executed)
-    for name, (plain, executed) in parts.items()
+    name: CountedFlops(
+      model=shapes.prompts * plain,
+      executed=shapes.prompts * executed,
+      vision=shapes.prompts * vision[name][0],
+    )
+    for name, (plain, executed) in _parts(program, config, forward).items()
   }
+
+
+def _parts(
+  program: programs.Program, config: ml_collections.ConfigDict, forward: flops.Forward
+) -> dict[str, tuple[float, float]]:
+  """FLOPs of a row of the batch without and with rematerialisation, by the name of a part."""
+  if program.name == "encoder":
+    return {"encoder": (forward.vision,) * 2}
+  if program.name == "rollout":
+    return {"prefill": (forward.prefix,) * 2, "decode": (forward.replies + forward.head,) * 2}
+  if program.name == "prefill":
+    return {"prefill": (forward.prefix,) * 2}
+  if program.name == "train step":
+    return {"train step": _training(forward, config)}
+  if program.name == "critic step":
+    return {"critic step": _training(dataclasses.replace(forward, head=0.0), config)}
+  if program.name == "values":
+    return {"values": (forward.total - forward.head,) * 2}
+  return {program.name: (forward.total,) * 2}
 
 
 def _forward(
@@ -234,7 +256,7 @@ def _continuing(
   forward = _forward(program, model, shapes.prefix + shapes.time // 2, 1, tokens)
   head = forward.head if program.name == "decode" else 0.0
   total = rows * (forward.vision + forward.replies + head)
-  return CountedFlops(model=total, executed=total)
+  return CountedFlops(model=total, executed=total, vision=rows * forward.vision)
 
 
 def _training(forward: flops.Forward, config: ml_collections.ConfigDict) -> tuple[float, float]:

@@ -118,7 +118,7 @@ def planned(one: analysis.Analysis, *, recipe=nano.RECIPE) -> analysis.SlicePlan
   mesh = {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
   shapes = step_shapes.make_step_shapes(config, model)
   return analysis.SlicePlan(
-    config=config, slice=where, mesh=mesh, step_shapes=shapes, analyses=[one]
+    config=config, model=model, slice=where, mesh=mesh, step_shapes=shapes, analyses=[one]
   )
 
 
@@ -294,9 +294,10 @@ def measured(where: topology.Slice, fits, seconds):
       name="all", runs=1, memory=memory, fits=fits(changed), parts=[part], leaf=LEAF, largest=[]
     )
     sides = dict(zip(("data", "fsdp", "sequence", "tensor"), changed.mesh, strict=True))
-    shapes = step_shapes.make_step_shapes(changed, model_setup.model_of(changed))
+    model = model_setup.model_of(changed)
+    shapes = step_shapes.make_step_shapes(changed, model)
     return analysis.SlicePlan(
-      config=changed, slice=where, mesh=sides, step_shapes=shapes, analyses=[one]
+      config=changed, model=model, slice=where, mesh=sides, step_shapes=shapes, analyses=[one]
     )
 
   return measure

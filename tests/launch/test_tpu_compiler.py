@@ -173,9 +173,14 @@ def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where)
   def repeated(x, segment):
     return jax.lax.scan(lambda c, _: (c + attend(x * c, segment), None), 1.0, None, length=3)[0]
 
+  def nested(x, segment):  # as layers are in micro-batches
+    return jax.lax.scan(lambda c, _: (c + repeated(x * c, segment), None), 1.0, None, length=5)[0]
+
   side = 4096 // attention_splash.BLOCKS[0]
   product = 2 * 2 * 4096 * 4096 * 128 * (side + 1) / (2 * side)
   assert counted(repeated, query, segment)[0].flops == 3 * 2 * product
+  assert counted(nested, query, segment)[0].flops == 5 * 3 * 2 * product
+  assert counted(jax.grad(nested), query, segment)[0].flops == 5 * 3 * 9 * product
   assert counted(jax.grad(attend), query, segment)[0].flops == 9 * product
 
 
