@@ -13,13 +13,13 @@ plan     the roofline of the compiled program
 XLA      the compiler's own schedule, without collectives
 ratio    the longer of plan and XLA, over the floor
 
-and from the longer of both: tokens a second, and the update's share of peak FLOPs (MFU). None of it
-is a measurement, and all of it leaves out what a plan leaves out. --layers keeps that many layers of
-the text model: quick, but not what the model takes.
+and from the longer of both: tokens a second, and the update's share of peak FLOPs (MFU). None of
+it is a measurement, and all of it leaves out what a plan leaves out. --layers keeps that many
+layers of the text model: quick, but not what the model takes.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import json
 import sys
@@ -27,7 +27,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from launch import analysis, chips, report, topology
+from launch import analysis, report, topology
 from vr_jax import errors
 from vr_jax import main as vr_jax
 from vr_jax.parallel import mesh as mesh_lib
@@ -95,7 +95,8 @@ PUBLISHED = (
     mfu=None,
     seconds=None,
     tokens=None,
-    differs="text; 3 of 30 billion parameters are active; synchronous. Source: its performance page",
+    differs="text; 3 of 30 billion parameters are active; synchronous. Source: its page on "
+    "performance",
   ),
 )
 
@@ -229,16 +230,15 @@ def as_text(title: str, plan: analysis.SlicePlan, limits: Limits) -> str:
     *(_row(row, row.ratio) for row in limits.rows),
     _row(limits.total, limits.seconds / limits.total.floor),
     "",
-    "| | chips | s a step | tokens a step | tokens/s a chip | tokens/s for a PFLOP/s of peak | MFU |",
+    "| | chips | s a step | tokens a step | tokens/s a chip | tokens/s per PFLOP/s of peak | MFU |",
     "|---|---|---|---|---|---|---|",
     _ours(title, plan, limits),
     *map(_theirs, PUBLISHED),
     "",
     f"Ours is a bound from below for the compiled program; theirs is measured. {report.LEFT_OUT}. "
     "Tokens count each prompt for each of its replies, as theirs do; here the text model computes "
-    f"each once: {limits.computed:,} tokens a step, {limits.rates[1]:,.0f} tokens/s a chip. MFU is of "
-    f"the update, with tower {limits.mfu:.0%} and without {limits.mfu_text:.0%}, in the text with "
-    "attention.",
+    f"each once: {limits.computed:,} tokens a step, {limits.rates[1]:,.0f} tokens/s a chip. MFU is "
+    "of the update, ours with the tower / without it, and with attention.",
     *(f"{each.name}: {each.differs}." for each in PUBLISHED),
   ]
   return "\n".join(lines)

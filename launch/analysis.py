@@ -217,18 +217,20 @@ def _parts(
 ) -> dict[str, tuple[float, float]]:
   """FLOPs of a row of the batch without and with rematerialisation, by the name of a part."""
   if program.name == "encoder":
-    return {"encoder": (forward.vision,) * 2}
+    return {"encoder": (forward.vision, forward.vision)}
   if program.name == "rollout":
-    return {"prefill": (forward.prefix,) * 2, "decode": (forward.replies + forward.head,) * 2}
+    decode = forward.replies + forward.head
+    return {"prefill": (forward.prefix, forward.prefix), "decode": (decode, decode)}
   if program.name == "prefill":
-    return {"prefill": (forward.prefix,) * 2}
+    return {"prefill": (forward.prefix, forward.prefix)}
   if program.name == "train step":
     return {"train step": _training(forward, config)}
   if program.name == "critic step":
     return {"critic step": _training(dataclasses.replace(forward, head=0.0), config)}
   if program.name == "values":
-    return {"values": (forward.total - forward.head,) * 2}
-  return {program.name: (forward.total,) * 2}
+    values = forward.total - forward.head
+    return {"values": (values, values)}
+  return {program.name: (forward.total, forward.total)}
 
 
 def _forward(

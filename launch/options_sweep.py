@@ -7,21 +7,28 @@ from typing import Any
 
 import ml_collections
 
-from launch import analysis, chips, topology
+from launch import analysis, chips, report, topology
+from vr_jax import errors
 from vr_jax.parallel import compiler_options
 
-_ALL = {**compiler_options.NO_WINDOWED_EINSUM, **compiler_options.VMEM_64_MIB}
+_EINSUM_OFF = compiler_options.NO_WINDOWED_EINSUM
 CANDIDATES: Mapping[str, Mapping[str, str]] = {
   "none": {},
-  "windowed einsum off": compiler_options.NO_WINDOWED_EINSUM,
-  "scoped VMEM 64 MiB": compiler_options.VMEM_64_MIB,
-  "both": _ALL,
+  "windowed einsum off": _EINSUM_OFF,
+  "scoped VMEM 64 MiB": compiler_options.scoped_vmem(64),
+  **{
+    f"windowed einsum off, scoped VMEM {size} MiB": {
+      **_EINSUM_OFF,
+      **compiler_options.scoped_vmem(size),
+    }
+    for size in (32, 64, 96)
+  },
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-  """One candidate.
+  """One candidate. Numbers count only where it fits.
 
   seconds: of one RL step by the roofline.
   schedule: the same by the compiler's own schedule, without collectives.
@@ -30,6 +37,7 @@ class Outcome:
   links: bytes of collectives, in the same.
   peak: of memory, over all programs.
   compiling: seconds on this machine.
+  fits: whether every program has room, and the compiler takes the options.
   """
 
   name: str
@@ -42,6 +50,11 @@ class Outcome:
   peak: float
   compiling: float
   fits: bool
+
+  @property
+  def longest(self) -> float:
+    """The longer of roofline and schedule: both are bounds from below."""
+    return max(self.seconds, self.schedule)
 
 
 def compare(
@@ -57,20 +70,29 @@ def compare(
 
   layers: of the text model that are compiled, at full width; 0: all.
   names: of programs; () stands for all.
+  Raises InputError if the first candidate can't be compiled. A later one that the compiler refuses
+  does not fit.
   """
   outcomes = []
   for name, options in candidates.items():
     progress(f"options: {name}")
     began = time.monotonic()
-    plan = analysis.analyse(
-      config,
-      where,
-      only=lambda program: not names or program.name in names,
-      options=dict(options),
-      layers=layers,
-      progress=progress,
-      blame=False,
-    )
+    try:
+      plan = analysis.analyse(
+        config,
+        where,
+        only=lambda program: not names or program.name in names,
+        options=dict(options),
+        layers=layers,
+        progress=progress,
+        blame=False,
+      )
+    except errors.InputError as error:
+      if not outcomes:
+        raise
+      progress(f"{name}: {error}")
+      outcomes.append(_refused(name, options, time.monotonic() - began))
+      continue
     parts = [(a.runs, part.costs) for a in plan.analyses for part in a.parts]
     outcomes.append(
       Outcome(
@@ -90,6 +112,18 @@ def compare(
   return outcomes
 
 
+def _refused(name: str, options: Mapping[str, str], compiling: float) -> Outcome:
+  fields = [field.name for field in dataclasses.fields(Outcome)]
+  nothing: dict[str, Any] = dict.fromkeys(fields, 0.0)
+  named = {"name": name, "options": options, "compiling": compiling, "fits": False}
+  return Outcome(**{**nothing, **named})
+
+
+def fastest(outcomes: Sequence[Outcome]) -> Outcome | None:
+  """The candidate with the least time of those that fit, the first of equal ones; None without."""
+  return min((one for one in outcomes if one.fits), key=lambda one: one.longest, default=None)
+
+
 def as_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
   """One object a candidate, with the fields of `Outcome`."""
   return [dataclasses.asdict(outcome) for outcome in outcomes]
@@ -102,12 +136,15 @@ def as_text(outcomes: Sequence[Outcome]) -> str:
     "| compiling, s |",
     "|---|---|---|---|---|---|---|---|",
   ]
-  return "\n".join([*lines, *map(_row, outcomes)])
+  best = fastest(outcomes)
+  verdict = f"fastest by the longer of roofline and schedule: {best.name}" if best else "none fits"
+  return "\n".join([*lines, *map(_row, outcomes), "", verdict, report.LEFT_OUT])
 
 
 def _row(one: Outcome) -> str:
-  room = "" if one.fits else ", no room"
+  if not one.fits:
+    return f"| {one.name}, no room | | | | | | | {one.compiling:.0f} |"
   numbers = (f"{x:.3f}" for x in (one.seconds, one.schedule, one.network))
   sizes = (f"{x / chips.GIGA:.1f}" for x in (one.bytes, one.links, one.peak))
-  cells = (one.name + room, *numbers, *sizes, f"{one.compiling:.0f}")
+  cells = (one.name, *numbers, *sizes, f"{one.compiling:.0f}")
   return f"| {' | '.join(cells)} |"

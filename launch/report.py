@@ -34,6 +34,7 @@ def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
     }
     if plan.fits
     else None,
+    "left_out": LEFT_OUT,
   }
 
 

@@ -21,8 +21,12 @@ NO_WINDOWED_EINSUM: Mapping[str, str] = {
   "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
   "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
 }
-# Vector memory that one fusion may use: larger tiles, so that operands are read less often.
-VMEM_64_MIB: Mapping[str, str] = {"xla_tpu_scoped_vmem_limit_kib": "65536"}
+
+
+def scoped_vmem(mebibytes: int) -> dict[str, str]:
+  """Vector memory that one fusion may use: larger tiles, so that operands are read less often."""
+  return {"xla_tpu_scoped_vmem_limit_kib": str(1024 * mebibytes)}
+
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
   "v5e": {},
