@@ -122,7 +122,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
+class StepLimits:
   """What a plan comes to.
 
   counted: tokens a step as others count them, each prompt for each of its replies.
@@ -173,7 +173,7 @@ def floor_seconds(plan: analysis.SlicePlan, part: analysis.ProgramPart) -> float
   return max(seconds, steps * bytes_of_a_token(plan) / devices / chip.bandwidth)
 
 
-def compute(plan: analysis.SlicePlan) -> Limits:
+def compute(plan: analysis.SlicePlan) -> StepLimits:
   """Floor, plan and schedule of each part. Raises InputError if the plan doesn't fit."""
   if not plan.fits:
     raise errors.InputError(f"{plan.slice.name}: no room; launch/plan.py says what would help")
@@ -195,7 +195,7 @@ def compute(plan: analysis.SlicePlan) -> Limits:
   flops = {part.name: runs * part.work.model for runs, part in found}
   tower = sum(runs * part.work.vision for runs, part in found if part.name == "train step")
   update = ("encoder", "train step")
-  return Limits(
+  return StepLimits(
     rows=rows,
     counted=counted,
     computed=computed,
@@ -205,7 +205,7 @@ def compute(plan: analysis.SlicePlan) -> Limits:
   )
 
 
-def as_json(plan: analysis.SlicePlan, limits: Limits) -> dict[str, Any]:
+def as_json(plan: analysis.SlicePlan, limits: StepLimits) -> dict[str, Any]:
   """The numbers of `as_text`, and those of others."""
   return {
     "topology": plan.slice.name,
@@ -217,7 +217,7 @@ def as_json(plan: analysis.SlicePlan, limits: Limits) -> dict[str, Any]:
   }
 
 
-def as_text(title: str, plan: analysis.SlicePlan, limits: Limits) -> str:
+def as_text(title: str, plan: analysis.SlicePlan, limits: StepLimits) -> str:
   """Two tables as Markdown: the parts of a step, and the step beside what others publish."""
   mesh, shapes = " x ".join(map(str, plan.mesh.values())), plan.step_shapes
   lines = [
@@ -248,7 +248,7 @@ def _row(row: Row, ratio: float) -> str:
   return f"| {row.name} | {row.floor:.3f} | {row.plan:.3f} | {row.schedule:.3f} | {ratio:.2f} |"
 
 
-def _ours(title: str, plan: analysis.SlicePlan, limits: Limits) -> str:
+def _ours(title: str, plan: analysis.SlicePlan, limits: StepLimits) -> str:
   rate = limits.rates[0]
   peak = plan.slice.chip.peak * plan.slice.chip.devices_per_chip
   return (
