@@ -92,6 +92,13 @@ class ModelSection:
     "[1, inf)",
     change="rounding",
   )
+  vision_chunk: int = field(
+    65536,
+    "Patches that the vision tower reads at once on a device, whole frames of all its prompts. A "
+    "longer video is read in chunks, which a backward pass computes again.",
+    "[1, inf)",
+    change="rounding",
+  )
   freeze_vision: bool = field(
     True, "Whether the vision tower stays as it is. Our choice: papers leave it open."
   )

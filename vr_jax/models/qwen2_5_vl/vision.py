@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention, layers, rematerialisation
+from vr_jax.models.common import attention, frame_chunks, layers, rematerialisation
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import pixels, vision_inputs
 
@@ -102,11 +102,20 @@ class VisionTower(nnx.Module):
     tokens = patches // config.merge_unit
     if frames == 0:
       return jnp.zeros((prompts, 0, config.out_hidden_size), dtype)
+    media = frame_chunks.map_frames(
+      self._read_frames, vision, self.layout, patches=self.config.vision_chunk
+    )
+    return media.reshape(prompts, frames * tokens, -1)
+
+  def _read_frames(
+    self, vision: vision_inputs.VisionInputs
+  ) -> Float[Array, "prompts frames tokens embed"]:
+    """Features of the media tokens of each frame."""
+    config, dtype = self.config.vision, jnp.dtype(self.config.dtype)
     x = pixels.normalise(self.layout.place(jnp.asarray(vision.patches), AXES), dtype)
     x = layers.project(x, self.patch[...].astype(dtype), merge=self.layout.merges)
     x = self._run_blocks(x, jnp.asarray(vision.rows), jnp.asarray(vision.window))
-    media = self.merger(x, unit=config.merge_unit, merge=self.layout.merges)
-    return media.reshape(prompts, frames * tokens, -1)
+    return self.merger(x, unit=config.merge_unit, merge=self.layout.merges)
 
   def _run_blocks(
     self,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention, layers, rematerialisation
+from vr_jax.models.common import attention, frame_chunks, layers, rematerialisation
 from vr_jax.models.qwen3_vl import config as config_lib
 from vr_jax.models.qwen3_vl import pixels, vision_inputs
 
@@ -115,6 +115,14 @@ class Qwen3VisionTower(nnx.Module):
         embedding=jnp.zeros((prompts, 0, width), dtype),
         levels=jnp.zeros((prompts, 0, config.levels, width), dtype),
       )
+    features = frame_chunks.map_frames(
+      self._read_frames, vision, self.layout, patches=self.config.vision_chunk
+    )
+    return jax.tree.map(lambda x: x.reshape(prompts, tokens, *x.shape[3:]), features)
+
+  def _read_frames(self, vision: vision_inputs.Qwen3VisionInputs) -> vision_inputs.VisionFeatures:
+    """Features [prompts, frames, tokens, …] of the media tokens of each frame."""
+    dtype = jnp.dtype(self.config.dtype)
     x = pixels.normalise(self.layout.place(jnp.asarray(vision.patches), AXES), dtype)
     x = layers.project(x, self.patch[...].astype(dtype), merge=self.layout.merges)
     x = x + self.patch_bias[...].astype(dtype)
@@ -123,14 +131,10 @@ class Qwen3VisionTower(nnx.Module):
     embedding = self._merge(x, layers.cast(self.merger, dtype))
     levels = layers.cast(self.deepstack, dtype)
     merged = [
-      self._merge(one, {name: weight[i] for name, weight in levels.items()}).reshape(
-        prompts, tokens, width
-      )
+      self._merge(one, {name: weight[i] for name, weight in levels.items()})
       for i, one in enumerate(taken)
     ]
-    return vision_inputs.VisionFeatures(
-      embedding=embedding.reshape(prompts, tokens, width), levels=jnp.stack(merged, axis=2)
-    )
+    return vision_inputs.VisionFeatures(embedding=embedding, levels=jnp.stack(merged, axis=3))
 
   def _positions(
     self,

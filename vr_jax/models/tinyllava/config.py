@@ -140,6 +140,7 @@ class TinyLlavaConfig:
   remat: rematerialisation policy (rematerialisation.py).
   attention: backend (attention.py); "" for the platform's default.
   logit_chunk: rows of the vocabulary whose logits an update holds in memory at once.
+  vision_chunk: patches that the vision tower reads at once on a device (frame_chunks.py).
   """
 
   text: PhiConfig
@@ -152,6 +153,7 @@ class TinyLlavaConfig:
   remat: str = "none"
   attention: str = ""
   logit_chunk: int = 8192
+  vision_chunk: int = 65536
 
   model_type: ClassVar[str] = MODEL_TYPE
 

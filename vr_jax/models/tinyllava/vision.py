@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 import numpy as np
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention, image_patches, layers, rematerialisation
+from vr_jax.models.common import attention, frame_chunks, image_patches, layers, rematerialisation
 from vr_jax.models.tinyllava import config as config_lib
 from vr_jax.models.tinyllava import resampler, vision_inputs
 
@@ -72,19 +72,33 @@ class SiglipTower(nnx.Module):
 
   def __call__(self, vision: vision_inputs.VideoPatches) -> Float[Array, "prompts media embed"]:
     """Features of all media tokens, also for padding: `queries` of each frame, a whole video."""
-    prompts, frames, patches, _ = vision.patches.shape
+    prompts, frames = vision.patches.shape[:2]
     config, dtype = self.config.vision, jnp.dtype(self.config.dtype)
     queries, width = self.config.resampler.queries, self.config.hidden_size
     if frames == 0:
       return jnp.zeros((prompts, 0, width), dtype)
-    images = patches // config.patches
-    each = (prompts, frames * images, config.patches)
-    pixels = jnp.asarray(vision.patches).reshape(*each, -1)
-    segment = jnp.asarray(vision.segment).reshape(each)
-    x = self._run_blocks(self._embed(pixels), segment)
+    x, segment = self.read_images(vision)
     kept = slice(1, None) if config.drops_first else slice(None)
     x, segment = (y[:, :, kept].reshape(prompts, frames, -1, *y.shape[3:]) for y in (x, segment))
     return self.connector(x, segment).reshape(prompts, frames * queries, width)
+
+  def read_images(
+    self, vision: vision_inputs.VideoPatches
+  ) -> tuple[
+    Float[Array, "prompts images patches vision_embed"], Int[Array, "prompts images patches"]
+  ]:
+    """Features of the patches of each image, and which images are there (segment 0, else -1)."""
+    prompts, frames, patches, _ = vision.patches.shape
+    each = (prompts, frames * patches // self.config.vision.patches, self.config.vision.patches)
+    pixels = jnp.asarray(vision.patches).reshape(*each, -1)
+    segment = jnp.asarray(vision.segment).reshape(each)
+    x = frame_chunks.map_frames(
+      lambda inputs: self._run_blocks(self._embed(inputs[0]), inputs[1]),
+      (pixels, segment),
+      self.layout,
+      patches=self.config.vision_chunk,
+    )
+    return x, segment
 
   def _embed(
     self, pixels: UInt8[Array, "prompts images patches patch_dim"]
