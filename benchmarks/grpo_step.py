@@ -88,7 +88,7 @@ class TrainerStep:
   """Our side: each call runs one step of the RL loop."""
 
   def __init__(self, context: run_context.RunContext):
-    self._learner, self._number = (
+    self.learner, self._number = (
       learner_lib.Learner.create(context, initialization.fresh_params(context)),
       0,
     )
@@ -105,8 +105,8 @@ class TrainerStep:
   def __call__(self) -> dict[str, float]:
     """Runs one step and returns its metrics."""
     timer, self._number = step_timer_lib.StepTimer(), self._number + 1
-    made = self._source.collect(self._learner.params, self._number, timer)
-    values = self._learner.learn(made, timer, self._source.prefetch)
+    made = self._source.collect(self.learner.params, self._number, timer)
+    values = self.learner.learn(made, timer, self._source.prefetch)
     self.counts.append(int(made.lengths.sum()))
     self.prompt_tokens = max(self.prompt_tokens, made.prompt.tokens.shape[1])
     return values
