@@ -39,8 +39,8 @@ def layer_norm(weights: Weights, x: Float[Array, "..."], epsilon: float) -> Floa
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-  """The exact GELU."""
-  return jax.nn.gelu(x, approximate=False)
+  """The exact GELU, by erf as PyTorch has it; JAX's erfc takes three times as long on a CPU."""
+  return 0.5 * x * (1 + lax.erf(x * np.float32(np.sqrt(0.5)).astype(x.dtype)))
 
 
 def mlp(
@@ -98,7 +98,7 @@ def depthwise(weights: Weights, x: Image) -> Image:
       shifted = lax.dynamic_slice(padded, (0, row, column, 0), x.shape)
       return total + shifted * kernel[row, column], None
 
-    return lax.scan(add, jnp.zeros(x.shape, jnp.float32), jnp.arange(side * side))[0]
+    return lax.scan(add, jnp.zeros(x.shape, jnp.float32), jnp.arange(side * side), unroll=side)[0]
 
   def fused(padded: Array, kernel: Array) -> Array:
     total = jnp.zeros(x.shape, jnp.float32)
@@ -132,17 +132,17 @@ def attend(
 
   def block(query: Array) -> Array:
     logits = jnp.einsum(
-      "bqhd,bkhd->bhqk", query, key, precision=precision, preferred_element_type=jnp.float32
+      "bkhd,bqhd->bhkq", key, query, precision=precision, preferred_element_type=jnp.float32
     )
     if valid is not None:
-      logits = jnp.where(valid[:, None, None], logits, common.MASKED)
-    shifted = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+      logits = jnp.where(valid[:, None, :, None], logits, common.MASKED)
+    shifted = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-2, keepdims=True)))
     # Divided after the product with the values, which is smaller than the logits.
     mixed = jnp.einsum(
-      "bhqk,bkhd->bqhd", shifted.astype(value.dtype), value, precision=precision,
+      "bhkq,bkhd->bqhd", shifted.astype(value.dtype), value, precision=precision,
       preferred_element_type=jnp.float32,
     )  # fmt: skip
-    total = shifted.sum(axis=-1).transpose(0, 2, 1)[..., None]
+    total = shifted.sum(axis=-2).transpose(0, 2, 1)[..., None]
     return (mixed / total).astype(query.dtype)
 
   blocks = _blocks(queries, 4 * batch * heads * key.shape[1])

@@ -26,6 +26,8 @@ from vr_jax.models.sam2 import (
 
 Params = dict[str, Array]
 
+PATCHES_AT_ONCE = 65536  # of the frames that are encoded together: one frame of 1024 x 1024 pixels
+
 
 class Remembered(NamedTuple):
   """What is kept of a frame.
@@ -216,10 +218,7 @@ def follow(
   constants = make_constants(params, config)
 
   def one(ring, inputs):
-    pixels, step = inputs
-    features = image_encoder.encode(
-      weights, config, image_encoder.normalise(pixels), constants.patches
-    )
+    features, step = inputs
     bank = join_banks(prompted, ring)
     decoded = look(params, config, constants, features, bank, choice_of(step))
     chosen = mask_decoder.choose(weights, decoded, None)
@@ -231,8 +230,31 @@ def follow(
     logits = jnp.where(given[:, None, None], known(prompted.logits, index), found.logits)
     return ring, (logits, jnp.where(given, known(prompted.score, index), found.score))
 
-  ring, (logits, scores) = lax.scan(one, ring, (pixels, plan))
+  features = encode_frames(weights, config, pixels, constants)
+  ring, (logits, scores) = lax.scan(one, ring, (features, plan))
   return ring, logits, scores
+
+
+def encode_frames(
+  weights: parameters.Weights,
+  config: config_lib.Sam2Config,
+  pixels: UInt8[Array, "steps videos image_size image_size 3"],
+  constants: Constants,
+) -> image_encoder.Features:
+  """Features of the frames of a chunk, with the axes [steps, videos, ...].
+
+  Small frames are encoded many at once, as matrix products of few rows are slow; of large ones
+  each fills a device.
+  """
+  steps, videos = pixels.shape[:2]
+  most = max(1, PATCHES_AT_ONCE // (config.image_size // 4) ** 2)
+  at_once = max(n for n in range(1, steps * videos + 1) if steps * videos % n == 0 and n <= most)
+
+  def encode(pixels: Array) -> image_encoder.Features:
+    return image_encoder.encode(weights, config, image_encoder.normalise(pixels), constants.patches)
+
+  features = lax.map(encode, pixels.reshape(-1, at_once, *pixels.shape[2:]))
+  return jax.tree.map(lambda x: x.reshape(steps, videos, *x.shape[2:]), features)
 
 
 @functools.partial(jax.jit, static_argnames="side")
