@@ -41,7 +41,7 @@ from vr_jax import main as vr_jax
 from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.common import image_patches
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import flops, positions, vision_inputs
+from vr_jax.models.qwen2_5_vl import flops, vision_inputs, windows
 from vr_jax.parallel import accelerators
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
@@ -116,7 +116,8 @@ def random_prompt(
   tokens, merge = load.patches // vision.merge_unit, vision.spatial_merge_size
   height = max(n for n in range(1, tokens + 1) if tokens % n == 0 and n**2 <= tokens)
   rows = image_patches.patch_rows(height * merge, tokens // height * merge, merge=merge)
-  window = positions.patch_windows(rows, vision)
+  window = windows.patch_windows(rows, vision)
+  slot = windows.window_slots(window, vision)
   media, place = load.frames * tokens, np.arange(load.prefix)
   patches = (load.prompts, load.frames, load.patches)
   return records.Prompt(
@@ -130,7 +131,8 @@ def random_prompt(
     vision=vision_inputs.VisionInputs(
       patches=rng.integers(0, 256, (*patches, vision.patch_dim), np.uint8),
       rows=np.broadcast_to(rows, (*patches, 2)).astype(np.int32),
-      window=np.broadcast_to(window, patches).astype(np.int32),
+      window=np.broadcast_to(window, patches),
+      slot=np.broadcast_to(slot, patches),
     ),
   )
 

@@ -20,7 +20,7 @@ import pytest
 from vr_jax import errors, records
 from vr_jax.models.common import conversation, image_patches, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import pixels, positions
+from vr_jax.models.qwen2_5_vl import pixels, positions, windows
 from vr_jax.models.qwen3_vl import pixels as pixels3
 from vr_jax.models.tinyllava import vision as vision_tiny
 
@@ -150,7 +150,7 @@ def test_smart_resize_of_known_sizes(size, tokens, expected):
 
 def test_windows_are_squares_of_the_frame_cut_off_at_its_border():
   rows = image_patches.patch_rows(6, 10, merge=2)  # 3 x 5 tokens in windows of 2 x 2 tokens
-  window = positions.patch_windows(rows, CONFIG.vision)
+  window = windows.patch_windows(rows, CONFIG.vision)
   expected = rows[:, 0] // 4 * 3 + rows[:, 1] // 4
   np.testing.assert_array_equal(window, expected)
   assert sorted(np.bincount(window).tolist()) == [4, 8, 8, 8, 16, 16]

@@ -83,7 +83,10 @@ def _compile():
     next_position=ints(PROMPTS),
     media_index=ints(PROMPTS, PREFIX),
     vision=vision_inputs.VisionInputs(
-      patches=patches, rows=ints(PROMPTS, 4, PATCHES, 2), window=ints(PROMPTS, 4, PATCHES)
+      patches=patches,
+      rows=ints(PROMPTS, 4, PATCHES, 2),
+      window=ints(PROMPTS, 4, PATCHES),
+      slot=ints(PROMPTS, 4, PATCHES),
     ),
   )
 

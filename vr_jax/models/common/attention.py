@@ -150,25 +150,29 @@ class Attention:
 
   def frames(
     self,
-    query: Float[Array, "prompts frames patches heads head_dim"],
-    key: Float[Array, "prompts frames keys heads head_dim"],
-    value: Float[Array, "prompts frames keys heads head_dim"],
-    segment: Int[Array, "prompts frames patches"],
-    key_segment: Int[Array, "prompts frames keys"] | None = None,
-  ) -> Float[Array, "prompts frames patches heads head_dim"]:
-    """Attention of every patch to the patches of its frame with the same segment.
+    query: Float[Array, "prompts frames *rows patches heads head_dim"],
+    key: Float[Array, "prompts frames *rows keys heads head_dim"],
+    value: Float[Array, "prompts frames *rows keys heads head_dim"],
+    segment: Int[Array, "prompts frames *rows patches"],
+    key_segment: Int[Array, "prompts frames *rows keys"] | None = None,
+  ) -> Float[Array, "prompts frames *rows patches heads head_dim"]:
+    """Attention of every patch to the patches of its frame, or row, with the same segment.
 
     key_segment: None: keys are of the patches that ask. Otherwise others ask, say learned queries.
     """
 
     def local(query, key, value, segment, key_segment):
-      index = jnp.arange(query.shape[2])
-      batch = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value, segment, key_segment)]
-      return self._function("attend_segments")(*batch, index, causal=False).reshape(query.shape)
+      index = jnp.arange(query.shape[-3])
+      arrays = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+      segments = (x.reshape(-1, x.shape[-1]) for x in (segment, key_segment))
+      few = key.shape[-3] < attention_splash.BLOCKS[-1]
+      attend = self._function("attend_segments", few_keys=few)
+      return attend(*arrays, *segments, index, causal=False).reshape(query.shape)
 
-    axes = ("prompts", "frames", None, "vision_heads", None)
+    leading = ("prompts", "frames", *[None] * (segment.ndim - 2))
+    axes = (*leading, "vision_heads", None)
     of_keys = segment if key_segment is None else key_segment
-    segments = ((x, ("prompts", "frames", None)) for x in (segment, of_keys))
+    segments = ((x, leading) for x in (segment, of_keys))
     return self.layout.per_shard(local, ((query, axes), (key, axes), (value, axes), *segments))
 
   def replies(
@@ -312,11 +316,13 @@ class Attention:
     """The number of logits that plain products hold at once."""
     return attention_xla.CACHED_LOGITS if self.layout.platform == "cpu" else attention_xla.LOGITS
 
-  def _function(self, name: str) -> Callable[..., Array]:
-    function = getattr(_MODULES[self.backend], name)
-    if self.backend == "splash" and self.layout.platform == "cpu":
+  def _function(self, name: str, *, few_keys: bool = False) -> Callable[..., Array]:
+    """The backend's function of this name. few_keys: less than a block of the splash kernel."""
+    backend = "xla" if few_keys and self.backend == "splash" else self.backend
+    function = getattr(_MODULES[backend], name)
+    if backend == "splash" and self.layout.platform == "cpu":
       return functools.partial(function, interpret=True)
-    if self.backend == "xla" and self.layout.platform == "cpu":
+    if backend == "xla" and self.layout.platform == "cpu":
       return functools.partial(function, logits=attention_xla.CACHED_LOGITS)
     return function
 

@@ -38,7 +38,7 @@ class Packing:
     """Packs valid tokens, with zeros after them. axes: logical axes of `rest`."""
     out = (("slots", *axes), (*self.source.shape, *x.shape[3:]))
     return self.layout.per_shard(
-      _packed,
+      move,
       ((x, (*REPLIES, *axes)), (self.source, ("slots",)), (self.target, REPLIES)),
       out=out,
     )
@@ -49,8 +49,8 @@ class Packing:
     """Unpacks to replies, with zeros for padding. axes: logical axes of `rest`."""
     out = ((*REPLIES, *axes), (*self.target.shape, *x.shape[1:]))
     return self.layout.per_shard(
-      _unpacked,
-      ((x, ("slots", *axes)), (self.source, ("slots",)), (self.target, REPLIES)),
+      move,
+      ((x, ("slots", *axes)), (self.target, REPLIES), (self.source, ("slots",))),
       out=out,
     )
 
@@ -106,24 +106,22 @@ def size_of(
 
 
 @jax.custom_vjp
-def _packed(x: Array, source: Array, target: Array) -> Array:
-  del target
-  flat = x.reshape(-1, *x.shape[3:])
+def move(
+  x: Shaped[Array, "..."], source: Int[Array, "*places"], target: Int[Array, "*before"]
+) -> Shaped[Array, "..."]:
+  """Moves elements of x [*before, *rest] to other places; 0 where none goes. No two share a place.
+
+  source: flat index in x of what goes to each place; past the last: none.
+  target: flat index among the places of each element of x; past the last: it goes nowhere.
+
+  Returns [*places, *rest].
+  """
+  flat = x.reshape(-1, *x.shape[target.ndim :])
   return jnp.take(flat, source, axis=0, mode="fill", fill_value=0)
 
 
-@jax.custom_vjp
-def _unpacked(x: Array, source: Array, target: Array) -> Array:
-  del source
-  return jnp.take(x, target, axis=0, mode="fill", fill_value=0)
-
-
-# Each is the other's transpose, since no two tokens share a place: both gather, neither scatters.
-_packed.defvjp(
-  lambda *inputs: (_packed(*inputs), inputs[1:]),
-  lambda places, outer: (_unpacked(outer, *places), None, None),
-)
-_unpacked.defvjp(
-  lambda *inputs: (_unpacked(*inputs), inputs[1:]),
-  lambda places, outer: (_packed(outer, *places), None, None),
+# Its transpose moves elements back: both gather, neither scatters.
+move.defvjp(
+  lambda x, source, target: (move(x, source, target), (source, target)),
+  lambda places, outer: (move(outer, places[1], places[0]), None, None),
 )

@@ -62,6 +62,11 @@ class VisionConfig:
     """Side of an attention window in media tokens."""
     return self.window_size // self.spatial_merge_size // self.patch_size
 
+  @property
+  def window_patches(self) -> int:
+    """Patches of an attention window that the border does not cut off."""
+    return self.window_tokens**2 * self.merge_unit
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
@@ -155,12 +160,13 @@ class Qwen2_5_VLConfig:  # noqa: N801
 
   @property
   def vision_shapes(self) -> prompts.VisionShapes:
-    """Inputs: patches with their rows, columns and windows. Features: one array."""
+    """Inputs: patches with their rows, columns, windows and slots. Features: one array."""
     vision = self.vision
     patch = vision_inputs.VisionInputs(
       patches=np.zeros(vision.patch_dim, np.uint8),
       rows=np.zeros(2, np.int32),
       window=np.array(-1, np.int32),
+      slot=np.array(-1, np.int32),
     )
     return prompts.VisionShapes(
       patch=patch,

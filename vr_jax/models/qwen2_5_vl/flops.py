@@ -41,7 +41,7 @@ def _vision(vision: config_lib.VisionConfig, frames: int, patches: int) -> float
   embed, square = vision.hidden_size, vision.hidden_size * vision.merge_unit
   count = frames * patches
   full = len([index for index in vision.fullatt_block_indexes if index < vision.depth])
-  window = min(patches, (vision.window_tokens * vision.spatial_merge_size) ** 2)
+  window = min(patches, vision.window_patches)
   pairs = count * (full * patches + (vision.depth - full) * window)
   weights = 4 * embed**2 + 3 * embed * vision.intermediate_size
   merger = count // vision.merge_unit * (square**2 + square * vision.out_hidden_size)

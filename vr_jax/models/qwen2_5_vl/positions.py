@@ -1,7 +1,7 @@
-"""Positions: multimodal rotary positions of prompts, and attention windows of patches.
+"""Multimodal rotary positions of prompts.
 
-Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1 (absolute time, window attention); rounding and
-order as in Hugging Face transformers (`get_rope_index`, `get_vision_window_index`).
+Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1 (absolute time); rounding and order as in Hugging
+Face transformers (`get_rope_index`).
 """
 
 from collections.abc import Sequence
@@ -58,15 +58,6 @@ def _grid_positions(
   rows, columns = np.arange(grid.height // merge), np.arange(grid.width // merge)
   axes = np.meshgrid(time, rows, columns, indexing="ij")
   return np.stack([axis.reshape(-1) for axis in axes]).astype(np.int32)
-
-
-def patch_windows(
-  rows: Int[np.ndarray, "patches 2"], config: config_lib.VisionConfig
-) -> Int[np.ndarray, "patches"]:
-  """The attention window of each patch: squares of `window_size` pixels, cut off at the border."""
-  window = rows // (config.spatial_merge_size * config.window_tokens)
-  across = window[:, 1].max(initial=0) + 1
-  return (window[:, 0] * across + window[:, 1]).astype(np.int32)
 
 
 def mean_distance(timestamps: Float[np.ndarray, "times"]) -> float:

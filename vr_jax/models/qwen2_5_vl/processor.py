@@ -9,7 +9,7 @@ import tokenizers
 from vr_jax import errors, records
 from vr_jax.models.common import chatml, image_patches, processor, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import pixels, positions, vision_inputs
+from vr_jax.models.qwen2_5_vl import pixels, positions, vision_inputs, windows
 
 MEDIA_TOKENS = (
   "<|vision_start|>",
@@ -102,8 +102,9 @@ class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
     """Adds rows, columns and windows to patches; all frames of a grid share them."""
     config = self.config.vision
     rows = image_patches.patch_rows(grid.height, grid.width, merge=config.spatial_merge_size)
-    window = positions.patch_windows(rows, config)
-    return [vision_inputs.VisionInputs(patches=one, rows=rows, window=window) for one in patches]
+    window = windows.patch_windows(rows, config)
+    places = {"window": window, "slot": windows.window_slots(window, config)}
+    return [vision_inputs.VisionInputs(patches=one, rows=rows, **places) for one in patches]
 
   def positions(
     self, kind: Int[np.ndarray, "prefix"], grids: Sequence[prompts.Grid]

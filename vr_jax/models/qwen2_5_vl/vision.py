@@ -3,26 +3,49 @@
 Inputs are padded, with one frame (temporal patch) a row: [prompts, frames, patches, patch_dim]. No
 layer attends across frames, so a frame is one batch entry. Segments, one number a patch, define
 which patches of a frame attend to each other: those of its window, or in layers with full attention
-all of the frame. Attention does not depend on the order of patches, so they are not reordered by
-window as in the reference.
+all of the frame. Where that saves work, attention within windows is computed in rows that hold a
+window each; all else keeps the order of patches, which is not that of the reference.
 
 Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1.1; Hugging Face transformers for details that the
 paper leaves out.
 """
 
+import functools
+import itertools
+from typing import NamedTuple
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-import numpy as np
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention, frame_chunks, layers, rematerialisation
+from vr_jax.models.common import (
+  attention,
+  attention_windows,
+  frame_chunks,
+  layers,
+  rematerialisation,
+)
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import pixels, vision_inputs
+from vr_jax.models.qwen2_5_vl import pixels, vision_inputs, windows
 
 EPSILON = 1e-6
 AXES = ("prompts", "frames", None, None)  # of activations
+
+
+class Places(NamedTuple):
+  """Where patches are, as attention of a layer has them: in order, or in rows of windows.
+
+  cos, sin: of rotary angles, [prompts, frames, (rows,) patches, half].
+  segment: [prompts, frames, (rows,) patches]; patches with the same one attend to each other.
+  rows: None: in order.
+  """
+
+  cos: Array
+  sin: Array
+  segment: Array
+  rows: attention_windows.WindowRows | None = None
 
 
 class Blocks(nnx.Module):
@@ -114,7 +137,7 @@ class VisionTower(nnx.Module):
     config, dtype = self.config.vision, jnp.dtype(self.config.dtype)
     x = pixels.normalise(self.layout.place(jnp.asarray(vision.patches), AXES), dtype)
     x = layers.project(x, self.patch[...].astype(dtype), merge=self.layout.merges)
-    x = self._run_blocks(x, jnp.asarray(vision.rows), jnp.asarray(vision.window))
+    x = self._run_blocks(x, *map(jnp.asarray, (vision.rows, vision.window, vision.slot)))
     return self.merger(x, unit=config.merge_unit, merge=self.layout.merges)
 
   def _run_blocks(
@@ -122,40 +145,55 @@ class VisionTower(nnx.Module):
     x: Float[Array, "prompts frames patches vision_embed"],
     rows: Int[Array, "prompts frames patches 2"],
     window: Int[Array, "prompts frames patches"],
+    slot: Int[Array, "prompts frames patches"],
   ) -> Float[Array, "prompts frames patches vision_embed"]:
     config = self.config.vision
     cos, sin = rotary_angles(rows, config)
-    frame = jnp.minimum(window, 0)  # 0 for patches, -1 for padding
+    within_frame = Places(cos, sin, jnp.minimum(window, 0))  # 0 for patches, -1 for padding
+    within_window = Places(cos, sin, window)
+    size = config.window_patches
+    most = windows.most_rows(window.shape[2] // config.merge_unit, config.window_tokens)
+    in_rows = attention_windows.make(self.layout, window, slot, rows=most, size=size)
+    if in_rows is not None:
+      cos, sin = in_rows.split(cos, (None,)), in_rows.split(sin, (None,))
+      within_window = Places(cos, sin, in_rows.segment, in_rows)
 
-    def block(x, inputs):
-      weights, full = inputs
-      segment = jnp.where(full, frame, window)
+    def block(places, x, weights):
       normed = layers.rms_norm(x, weights["norm1"], epsilon=EPSILON)
-      x = x + self._attend(normed, weights, cos, sin, segment)
+      x = x + self._attend(normed, weights, places)
       normed = layers.rms_norm(x, weights["norm2"], epsilon=EPSILON)
       return self.layout.place(
         x + layers.swiglu(normed, weights, merge=self.layout.merges), AXES
       ), None
 
-    full = np.isin(np.arange(config.depth), config.fullatt_block_indexes)
     weights = layers.stack(self.blocks, x.dtype, platform=self.layout.platform)
-    inputs = weights, jnp.asarray(full)
-    return rematerialisation.scan(block, x, inputs, policy=self.config.remat)[0]
+    # A scan for each run of layers of one kind.
+    is_full = (index in config.fullatt_block_indexes for index in range(config.depth))
+    start = 0
+    for full, run in itertools.groupby(is_full):
+      end = start + len(list(run))
+      part = {name: weight[start:end] for name, weight in weights.items()}
+      layer = functools.partial(block, within_frame if full else within_window)
+      x, _ = rematerialisation.scan(layer, x, part, policy=self.config.remat)
+      start = end
+    return x
 
   def _attend(
     self,
     x: Float[Array, "prompts frames patches vision_embed"],
     weights: dict[str, Array],
-    cos: Float[Array, "prompts frames patches half"],
-    sin: Float[Array, "prompts frames patches half"],
-    segment: Int[Array, "prompts frames patches"],
+    places: Places,
   ) -> Float[Array, "prompts frames patches vision_embed"]:
     """Attention of one block."""
-    merge = self.layout.merges
+    merge, (cos, sin, segment, rows) = self.layout.merges, places
     qkv = layers.project_with_adapter(x, weights, "qkv", merge=merge) + weights["qkv_bias"]
+    if rows is not None:
+      qkv = rows.split(qkv, (None, "vision_heads", None))
     query, key, value = (qkv[..., i, :, :] for i in range(3))
     query, key = layers.rotate(query, cos, sin), layers.rotate(key, cos, sin)
     mixed = self.attention.frames(query, key, value, segment)
+    if rows is not None:
+      mixed = rows.join(mixed, ("vision_heads", None))
     return (
       layers.project_with_adapter(mixed, weights, "out", contract=2, merge=merge)
       + weights["out_bias"]
