@@ -51,15 +51,32 @@ class RepliesMask(mask_lib.Mask):
     rows, columns = self.group * self.time, self.prefix + self.group * self.keys
     return rows + self.fill[0], columns + self.fill[1]
 
-  def __getitem__(self, where: tuple[slice, slice]) -> np.ndarray:
-    """Computes the part of the mask that the kernel asks for."""
-    rows, columns = (
-      np.arange(*part.indices(size)) for part, size in zip(where, self.shape, strict=True)
+  @functools.cached_property
+  def _own(self) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "rows"]]:
+    """The first and the last key of its own reply that each query sees; both ascend."""
+    rows = np.minimum(np.arange(self.shape[0]), self.group * self.time - 1)
+    reply, place = np.divmod(rows, self.time)
+    start = self.prefix + reply * self.keys
+    return start, start + self.first + place + self.jump * (place >= self.time // 2)
+
+  def __getitem__(self, where: tuple[slice, slice]) -> Bool[np.ndarray, "rows columns"]:
+    """Computes the part of the mask that the kernel asks for.
+
+    [1, 1] for a part that is all true or all false: of most blocks the kernel only asks whether
+    they are, and a long prompt has too many pairs to compute each.
+    """
+    (first, end, _), (left, right, _) = (
+      part.indices(size) for part, size in zip(where, self.shape, strict=True)
     )
-    reply, place = np.divmod(np.minimum(rows, self.group * self.time - 1)[:, None], self.time)
-    key_reply, key = np.divmod(columns - self.prefix, self.keys)
-    token = self.first + place + self.jump * (place >= self.time // 2)
-    return (columns < self.prefix) | ((key_reply == reply) & (key <= token))
+    start, last = self._own
+    own = max(left, self.prefix)  # keys from here on are not the prefix's
+    if own >= right or (start[end - 1] <= own and last[first] >= right - 1):
+      return np.ones((1, 1), bool)
+    if left >= self.prefix and (start[first] >= right or last[end - 1] < left):
+      return np.zeros((1, 1), bool)
+    columns = np.arange(left, right)
+    after, before = start[first:end, None] <= columns, last[first:end, None] >= columns
+    return (columns < self.prefix) | (after & before)
 
 
 def attend_segments(
@@ -166,13 +183,16 @@ def _run(
   query = query * query.shape[-1] ** -0.5
   wide = ((0, 0), (0, more), (0, 0), (0, 0)), ((0, 0), (0, more_keys), (0, 0), (0, 0))
   arrays = (jnp.pad(query, wide[0]), jnp.pad(key, wide[1]), jnp.pad(value, wide[1]))
-  kernel = _kernel(mask, query.shape[2], interpret)
+  kernel = make_kernel(mask, query.shape[2], interpret)
   # Without residuals the kernel returns one array.
   mixed = cast(Array, jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments))
   return mixed.swapaxes(1, 2)[:, :length].astype(value.dtype)
 
 
-def _kernel(mask: mask_lib.Mask, heads: int, interpret: bool) -> kernel_lib.SplashAttentionKernel:
+def make_kernel(
+  mask: mask_lib.Mask, heads: int, interpret: bool
+) -> kernel_lib.SplashAttentionKernel:
+  """Makes the kernel of a mask whose sides are multiples of the smallest block."""
   rows, keys = (next(block for block in BLOCKS if length % block == 0) for length in mask.shape)
   sizes = kernel_lib.BlockSizes(
     block_q=rows,
