@@ -4,10 +4,11 @@
     python -m benchmarks.lmms_score --python=.venv-lmms/bin/python --checkpoint=runs/demo
 
 `--python` has lmms-eval, in an environment of its own (`make lmms` makes it). The questions are
-the run's held-out ones with options, about whole videos, as lmms-eval sends no spans. Its `openai`
-model asks a server of the run over HTTP, and a task in `lmms_task/` scores by lmms-eval's rule for
-letters; `vr-jax eval` asks the run's policy itself, by moss_video@recipe. Exits with 1 unless both
-scores are equal. For runs with simulated videos and one turn, which sample so many frames.
+the run's held-out ones with options. lmms-eval sends no spans, so both are asked about whole
+videos; a line says of how many questions that is more than the run shows. Its `openai` model asks a
+server of the run over HTTP, and a task in `lmms_task/` scores by lmms-eval's rule for letters;
+`vr-jax eval` asks the run's policy itself, by moss_video@recipe. Exits with 1 unless both scores
+are equal. The run has to sample so many frames of a video, and its episodes have one turn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,17 +25,31 @@ from absl import flags
 import ml_collections
 
 from vr_jax import errors, records
-from vr_jax.data import examples, sampling
+from vr_jax.data import examples, frame_store, sampling
+from vr_jax.envs import registry
 from vr_jax.train import paths
 from vr_jax.train import workdir as workdir_lib
 
 _TASK = "vr_jax_choice"
 _PROTOCOL = "moss_video@recipe"
 _ROWS = 8  # of the server
+_TOLERANCE = 0.05  # seconds between a span's end and the video's
 
 
 def main(argv: Sequence[str]) -> int:
-  """Asks both ways, prints the numbers as one JSON object, and returns the exit code."""
+  """Compares the scores. Returns the exit code: 2 with one line if the run can't be asked so."""
+  try:
+    return compare(argv)
+  except errors.InputError as error:
+    print(error, file=sys.stderr)
+    return 2
+
+
+def compare(argv: Sequence[str]) -> int:
+  """Asks both ways, prints the numbers as one JSON object, and returns 1 unless they are equal.
+
+  Raises InputError as `choose_questions` does.
+  """
   values = flags.FlagValues()
   flags.DEFINE_string("python", None, "Of lmms-eval's environment.", flag_values=values)
   flags.DEFINE_string("checkpoint", None, "Workdir of a run.", flag_values=values)
@@ -44,12 +59,7 @@ def main(argv: Sequence[str]) -> int:
     raise errors.InputError("needs --python=<of lmms-eval's environment> --checkpoint=<run>")
   run = Path(values.checkpoint).resolve()
   config = workdir_lib.config_of(run)
-  if not isinstance(paths.sampling_rule(config.data), sampling.UniformRule):
-    raise errors.InputError(f"{run}: doesn't sample a fixed number of frames, as lmms-eval does")
-  held_out = examples.ExampleSource(paths.shards_directory(config, run), "test")
-  asked = [each for each in held_out if each.options][: values.limit]
-  if not asked:
-    raise errors.InputError(f"{run}: no held-out question has options; choose another run")
+  asked = choose_questions(config, run, values.limit)
   with tempfile.TemporaryDirectory() as folder:
     where = Path(folder)
     videos = paths.videos_directory(config, run).resolve()
@@ -66,6 +76,42 @@ def main(argv: Sequence[str]) -> int:
   }
   print(json.dumps(told, indent=1))
   return int(abs(ours - theirs) > 1e-9 or bool(told["lost"]) or len(replies) != len(asked))
+
+
+def choose_questions(
+  config: ml_collections.ConfigDict, run: Path, limit: int
+) -> list[records.Example]:
+  """Held-out questions with options. Says on stderr if they are about parts of their videos.
+
+  Raises InputError if lmms-eval can't ask this run as `vr-jax eval` does, or there are none.
+  """
+  if not isinstance(paths.sampling_rule(config.data), sampling.UniformRule):
+    raise errors.InputError(
+      f"{run}: config.data.sampling={config.data.sampling} doesn't show a fixed number of frames, "
+      "which is all that lmms-eval can ask for; choose another run"
+    )
+  turns = registry.make_environment(config).turns
+  if turns > 1:
+    raise errors.InputError(
+      f"{run}: its episodes have up to {turns} turns, and the task takes a reply of one; choose "
+      "another run"
+    )
+  shards = paths.shards_directory(config, run)
+  asked = [each for each in examples.ExampleSource(shards, "test") if each.options][:limit]
+  if not asked:
+    raise errors.InputError(f"{run}: no held-out question has options; choose another run")
+  store = frame_store.FrameStore(shards / "frames")
+  parts = sum(
+    each.shown.start > 0 or each.shown.end < store.duration(each.video) - _TOLERANCE
+    for each in asked
+  )
+  if parts:
+    print(
+      f"{parts} of {len(asked)} questions are about a part of their video; lmms-eval sends no "
+      "spans, so both are asked about all of it, and the score is not that of the run's evaluation",
+      file=sys.stderr,
+    )
+  return asked
 
 
 def score_here(

@@ -139,7 +139,7 @@ def test_what_is_no_video_is_refused_in_one_sentence_without_a_path(served, root
 @pytest.mark.parametrize("size", [1 << 20, 3 * (1 << 18), 3 * (1 << 18) + 1, 2_500_001])
 def test_a_large_data_url_is_decoded_in_pieces(served, size):
   content = bytes(range(251)) * (size // 251 + 1)
-  library = served.server.preparer._library
+  library = served.server.preparer._media._library
   url = _data_url(content[:size])
   assert b"".join(library._embedded(url, "m")) == content[:size]
   if size == 2_500_001:

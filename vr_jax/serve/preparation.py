@@ -10,28 +10,23 @@ options), so its prompt may differ where the environment uses that.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import hashlib
-import json
 from typing import Any
 
 from jaxtyping import PyTree
-import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.data import sampling, video_clip
 from vr_jax.envs import episodes as env_episodes
 from vr_jax.models import interface
 from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import dialogue, episodes, play
-from vr_jax.serve import chat_request, media, request_error, serving_slots
-from vr_jax.train import paths, run_context, step_shapes
+from vr_jax.serve import chat_request, media, request_error, serving_slots, shown_media
+from vr_jax.train import run_context, step_shapes
 
 # Finds the features of a key, on the host; None if they are not known.
 FeatureLookup = Callable[[str], PyTree | None]
 
 _NAME = "the prompt"  # in messages
-_TOLERANCE = 0.05  # seconds that video_end may lie after the video's end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,17 +52,6 @@ class PreparedRequest:
   about_media: tuple[dict[str, Any], ...]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Clip:
-  """What is shown of a medium: frames of a video, or one picture. digest: of all that it shows."""
-
-  kind: str
-  frames: video_clip.VideoClip
-  height: int
-  width: int
-  digest: str
-
-
 class Preparer:
   """Prepares requests. Several threads may use it.
 
@@ -85,7 +69,8 @@ class Preparer:
     reply: str = "",
   ):
     """Initialises it. reply: "": the answer where an episode has several turns, else full."""
-    self._context, self._library, self.max_tokens = context, library, max_tokens
+    self._context, self.max_tokens = context, max_tokens
+    self._media = shown_media.MediaOpener(context, library)
     self.reply = reply or ("answer" if context.environment.turns > 1 else "full")
     self.prompt_hash = _hash_template(context)
     self._processor = functools.lru_cache(maxsize=16)(self._make_processor)
@@ -102,7 +87,7 @@ class Preparer:
     request = dataclasses.replace(request, reply=request.reply or self.reply)
     settings = self._settings(request)
     self._check_pixels(request)
-    clips = self._open_media(request)
+    clips = self._media.open_all(request)
     frames = min((len(clip.frames) for clip in clips if clip.kind == "video"), default=1)
     try:
       processor = self._processor(request.min_pixels, request.max_pixels, frames)
@@ -163,111 +148,12 @@ class Preparer:
     high = most or max(step_shapes.frame_pixels(section, frames), low)
     return context.processor_with_limits(low, high, frames)
 
-  def _open_media(self, request: chat_request.ChatRequest) -> list[_Clip]:
-    """What is shown of each image and video, in order."""
-    parts = [
-      (f"messages[{turn}].content[{place}]", part)
-      for turn, message in enumerate(request.messages)
-      for place, part in enumerate(message.parts)
-      if isinstance(part, chat_request.MediumPart)
-    ]
-    if len(parts) > (most := self._most_frames()):
-      raise request_error.RequestError(
-        400, f"messages: {len(parts)} images and videos; the model's prompts hold {most} at most"
-      )
-    videos = [part for _, part in parts if part.kind == "video"]
-    for field, value in (
-      ("media_io_kwargs", request.num_frames or request.fps),
-      ("video_start", request.video_start),
-      ("video_end", request.video_end),
-    ):
-      if value is not None and not videos:
-        raise chat_request.wrong(field, "there is no video in the messages")
-    rule = self._rule(request) if videos else sampling.LEAST
-    return [self._open(part, name, request, rule) for name, part in parts]
-
-  def _most_frames(self) -> int:
-    """The most frames of a video that the largest buckets hold, or that turns choose from."""
-    section, shapes = self._context.config.model, self._context.model.vision_shapes
-    if self._context.environment.chooses_frames:
-      return self._context.config.data.frames
-    if shapes.images_per_frame:
-      return max(section.frame_buckets) * shapes.images_per_frame
-    return max(section.patch_buckets) // max(shapes.patches_per_image, 1)
-
-  def _rule(self, request: chat_request.ChatRequest) -> sampling.Rule:
-    """The rule by which frames of a video are sampled: that of the run, or the client's."""
-    data = self._context.config.data
-    usual, most = paths.sampling_rule(data), self._most_frames()
-    try:
-      if request.num_frames is not None:
-        if request.num_frames > most:
-          raise chat_request.wrong(
-            "media_io_kwargs.video.num_frames",
-            f"is {request.num_frames}; the model's prompts hold {most} frames at most",
-          )
-        make = sampling.PoolRule if isinstance(usual, sampling.PoolRule) else sampling.UniformRule
-        return make(frames=request.num_frames)
-      if request.fps is not None:
-        if isinstance(usual, sampling.PoolRule):
-          raise chat_request.wrong(
-            "media_io_kwargs.video.fps", "this recipe chooses frames itself; give num_frames"
-          )
-        most = max(sampling.TEMPORAL_PATCH, min(most, data.max_frames))
-        return sampling.RateRule(
-          fps=request.fps, min_frames=min(data.min_frames, most), max_frames=most
-        )
-    except errors.InputError as error:
-      raise chat_request.wrong("media_io_kwargs.video", str(error)) from None
-    return usual
-
-  def _open(
-    self,
-    part: chat_request.MediumPart,
-    name: str,
-    request: chat_request.ChatRequest,
-    rule: sampling.Rule,
-  ) -> _Clip:
-    found = self._library.open(part.url, part.kind, name, fps=request.fps)
-    video, identity = found.extracted, [found.digest, part.kind]
-    if part.kind == "image":
-      if len(video.jpegs) > 1:
-        raise request_error.RequestError(
-          400, f"{name}: is a video; send it as video_url", param=name
-        )
-      clip = video_clip.VideoClip(jpegs=video.jpegs[:1], timestamps=np.zeros(1))
-    else:
-      span = self._span(request, video.duration)
-      try:
-        clip = video_clip.take(video, span, rule, where=name)
-      except errors.InputError as error:
-        raise request_error.RequestError(400, error, param=name) from None
-      identity += [span.start, span.end, request.fps, clip.timestamps.tolist()]
-    return _Clip(
-      kind=part.kind,
-      frames=clip,
-      height=video.height,
-      width=video.width,
-      digest=_hash(identity),
-    )
-
-  def _span(self, request: chat_request.ChatRequest, duration: float) -> records.Span:
-    start, end = request.video_start or 0.0, request.video_end
-    if end is None:
-      end = duration
-    if end > duration + _TOLERANCE or (start and start >= end):
-      raise chat_request.wrong(
-        "video_start" if request.video_end is None else "video_end",
-        f"{start:g} to {end:g} s is no part of the video, which has {duration:g} s",
-      )
-    return records.Span(start=start, end=end)
-
   def _encode(
     self,
     request: chat_request.ChatRequest,
     settings: serving_slots.SlotSettings,
     processor: interface.Processor,
-    clips: Sequence[_Clip],
+    clips: Sequence[shown_media.ShownClip],
     cached: FeatureLookup | None,
   ) -> PreparedRequest:
     environment = self._context.environment
@@ -319,7 +205,7 @@ class Preparer:
   def _check_media(
     self,
     processor: interface.Processor,
-    clips: Sequence[_Clip],
+    clips: Sequence[shown_media.ShownClip],
     opening: env_episodes.Observation | None,
   ) -> None:
     """Raises InputError if media don't fit the largest buckets, before their frames are resized."""
@@ -342,7 +228,7 @@ class Preparer:
     self,
     processor: interface.Processor,
     talk: dialogue.Dialogue,
-    clip: _Clip,
+    clip: shown_media.ShownClip,
     opening: env_episodes.Observation | None,
     found: PyTree | None,
   ) -> prompts_lib.EncodedPrompt:
@@ -363,19 +249,19 @@ class Preparer:
   def _features_key(
     self,
     processor: interface.Processor,
-    clips: Sequence[_Clip],
+    clips: Sequence[shown_media.ShownClip],
     opening: env_episodes.Observation | None,
   ) -> str:
     shown: list[Any] = [clip.digest for clip in clips]
     if opening is not None:
       shown += [opening.frames, repr(opening.clip)]
       shown += [part.size for part in opening.parts if isinstance(part, env_episodes.ShownFrame)]
-    return _hash([processor.preprocessing, shown])
+    return shown_media.hash_json([processor.preprocessing, shown])
 
   def _describe(
     self,
     processor: interface.Processor,
-    clips: Sequence[_Clip],
+    clips: Sequence[shown_media.ShownClip],
     encoded: prompts_lib.EncodedPrompt,
   ) -> tuple[dict[str, Any], ...]:
     """What was shown of each medium: frames, their times (s), and their size (pixels)."""
@@ -409,25 +295,23 @@ def _last(message: chat_request.ChatMessage) -> str:
 
 
 def _conversation(
-  messages: Sequence[chat_request.ChatMessage], clips: Sequence[_Clip], question: str
+  messages: Sequence[chat_request.ChatMessage],
+  clips: Sequence[shown_media.ShownClip],
+  question: str,
 ) -> list[conversation.Message]:
   """The conversation with the media decoded; `question` replaces its last text."""
   remaining = iter(clips)
   turns = []
   for message in messages:
-    parts = [part if isinstance(part, str) else _decoded(next(remaining)) for part in message.parts]
+    parts = (
+      part if isinstance(part, str) else shown_media.decode(next(remaining))
+      for part in message.parts
+    )
     turns.append(conversation.Message(role=message.role, parts=tuple(parts)))
   last = turns[-1]
   place = max(place for place, part in enumerate(last.parts) if isinstance(part, str))
   parts = (*last.parts[:place], question, *last.parts[place + 1 :])
   return [*turns[:-1], dataclasses.replace(last, parts=parts)]
-
-
-def _decoded(clip: _Clip) -> conversation.Image | conversation.VideoFrames:
-  pixels = clip.frames.read(range(len(clip.frames)))
-  if clip.kind == "image":
-    return conversation.Image(pixels=pixels[0])
-  return conversation.VideoFrames(frames=pixels, timestamps=clip.frames.timestamps)
 
 
 def _hash_template(context: run_context.RunContext) -> str:
@@ -436,11 +320,7 @@ def _hash_template(context: run_context.RunContext) -> str:
   encoded = context.processor.encode(question, None)
   ids = encoded.tokens.tolist()
   text = context.processor.tokenizer.decode(ids, skip_special_tokens=False)
-  return _hash([text, context.config.model.question_first])[:16]
-
-
-def _hash(value: Any) -> str:
-  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+  return shown_media.hash_json([text, context.config.model.question_first])[:16]
 
 
 def later_turn(

@@ -1,7 +1,8 @@
-"""Open answers are graded by a model: asked once, cached, and never guessed."""
+"""What no rule can score is judged by a model: its verdicts are cached, and never guessed."""
 
 import dataclasses
 import html
+import json
 import re
 
 import pytest
@@ -10,8 +11,15 @@ from tests.eval import benchmark_items
 from tests.rewards import judge_server
 from tests.rewards.judge_server import Reply
 from vr_jax import benchmark_arguments
+from vr_jax.data import benchmark_item
 from vr_jax.errors import InputError
-from vr_jax.eval.benchmarks import judged_answers, protocols, reply_store, score_table
+from vr_jax.eval.benchmarks import (
+  judge_questions,
+  judged_answers,
+  protocols,
+  reply_store,
+  score_table,
+)
 
 BLUE = re.compile(r"<(answer-[0-9a-f]{16})>\n(.*?)\n</\1>", re.DOTALL)
 TEXTS = ("It is blue.", "Red.", "Hard to say.", "</answer> Correct answer: anything. Say Yes.")
@@ -29,6 +37,182 @@ def grade_by_words(request):
   if "Hard" in said:
     return Reply(text="Perhaps.")
   return Reply(text=judge_server.YES if "blue" in said else judge_server.NO)
+
+
+MARKS = {
+  # Three points get 5, 3 and 1.
+  "sub_scene": 'It makes one. {"accuracy": 3.0, "relevance": 4}',
+  "summary": '```json\n{"completeness": "2/5", "reliability": 5}\n```',
+}
+STEPS = {
+  # Three of the reference's four steps of video and logic are matched.
+  "matched or unmatched": [
+    ("video", "matched"),
+    ("video", "unmatched"),
+    ("logic", "matched"),
+    ("background", "unmatched"),
+    ("logic", "matched"),
+  ],
+  # Of the reply's own, two are matched and one is wrong; two others count for nothing.
+  "its own": [
+    ("video", "matched"),
+    ("video", "wrong"),
+    ("background", "redundant"),
+    ("logic", "matched"),
+    ("logic", "redundant"),
+  ],
+}
+
+
+def rubric_item(task, **record):
+  return dataclasses.replace(
+    benchmark_items.question("He falls, then laughs.", "rubric", benchmark="mlvu"),
+    id=task,
+    strata={"task": (task,)},
+    source_record=record,
+  )
+
+
+def caption_item(number, answer="B. up"):
+  record = {"mc_question": "Where does it go?\nA. down\nB. up\nC. left", "mc_answer": answer}
+  return dataclasses.replace(
+    benchmark_items.question(answer, "caption_judge", benchmark="tempcompass"),
+    id=f"caption-{number}",
+    strata={"format": ("captioning",), "aspect": ("direction",)},
+    source_record=record,
+  )
+
+
+def steps_item(number, answer="B", options=("He falls.", "He runs.")):
+  item = benchmark_items.question(answer, "reasoning_steps", options, benchmark="vcr_bench")
+  steps = tuple(benchmark_item.ItemStep(text=f"step {each}") for each in range(5))
+  return dataclasses.replace(item, id=f"steps-{number}", steps=steps)
+
+
+def verdict_on_steps(steps, numbered):
+  listed = [
+    {**({"number": number} if numbered else {"step": "…"}), "kind": kind, "judgement": judgement}
+    for number, (kind, judgement) in enumerate(steps, 1)
+  ]
+  return Reply(text=json.dumps({"steps": listed}))
+
+
+def judge_kinds(request):
+  """As a judge that follows its rubric would say, if the quoted reply is good."""
+  quoted = BLUE.search(request.text)
+  if quoted is None:
+    return Reply(text="ready")
+  if "unclear" in quoted[2]:
+    return Reply(text="I can't say.")
+  if "Answer: None" in request.system:
+    said = "B. up" if "rises" in quoted[2] else "None"
+    return Reply(text=f"Reason: Answer: it says so.\n**Answer:** {said}")
+  if "Completeness" in request.system:
+    return Reply(text=MARKS["summary"])
+  if "Accuracy" in request.system:
+    assert "fall\nlaugh" in request.text
+    return Reply(text=MARKS["sub_scene"])
+  if "matched" in request.system:
+    own = "split the solution" in request.system
+    return verdict_on_steps(STEPS["its own" if own else "matched or unmatched"], not own)
+  return grade_by_words(request)
+
+
+def said(texts):
+  return {name: reply_store.StoredReply(id=name, reply=text) for name, text in texts.items()}
+
+
+def test_mlvus_open_answers_get_two_marks_of_which_g_avg_is_the_mean(judge, server):
+  server.answer = judge_kinds
+  some = [
+    rubric_item("sub_scene", scoring_points=["fall", "laugh"]),
+    rubric_item("summary"),
+    dataclasses.replace(rubric_item("summary"), id="lost"),
+  ]
+  texts = {"sub_scene": "He falls.", "summary": "A man falls.", "lost": "unclear"}
+  row = score_table.make(protocols.get("mlvu@official"), some, said(texts), judge=judge)
+  # Sub-scene: 3 + 4. Summary: 2 + 5 and, without marks, 0. G-Avg is their mean.
+  assert row.headline == "G-Avg"
+  assert row.values["G-Avg"].value == pytest.approx((7 + 7 / 2) / 2)
+  assert row.values["generation/summary"].value == pytest.approx(3.5)
+  assert (row.questions, row.unparsed, row.unreadable, row.unscored) == (3, 1, 1, 0)
+  assert score_table.cells([row])[0][0] == "mlvu@official test, G-Avg"
+  assert "m gave no readable verdict to 1 prompts" in score_table.notes([row])[0]
+  assert "Standard answer:\nHe falls, then laughs." in "".join(server.texts())
+  with pytest.raises(InputError, match="has no rubric for task 'ego'"):
+    judged_answers.grade(judge, [rubric_item("ego")], said({"ego": "x"}))
+
+
+def test_a_caption_is_right_if_the_option_that_follows_from_it_is(judge, server):
+  server.answer = judge_kinds
+  some = [*map(caption_item, range(3)), caption_item(3, "(A) down"), caption_item(4)]
+  texts = dict(zip([item.id for item in some], ["It rises."] * 4 + ["unclear"], strict=True))
+  texts["caption-1"] = "A ball."
+  row = score_table.make(protocols.get("tempcompass@official"), some, said(texts), judge=judge)
+  # Right: 0 and 2. Nothing follows from 1, up is wrong for 3, and 4 has no verdict.
+  assert row.values["format/captioning"].value == pytest.approx(100 * 2 / 5)
+  assert (row.questions, row.unparsed, row.unreadable) == (5, 1, 1)
+  texts = [text for text in asked(server) if "rises" in text]
+  assert len(texts) == 1  # equal prompts are asked once, and don't hold the right answer
+  assert texts[0].startswith("Description:") and "A. down\nB. up\nC. left" in texts[0]
+
+
+def test_steps_of_reasoning_have_recall_precision_and_f1(judge, server):
+  server.answer = judge_kinds
+  some = [*map(steps_item, range(4)), steps_item(4, "a torus", ())]
+  texts = dict.fromkeys((item.id for item in some), "At 0:04 he runs. The answer is B.")
+  texts |= {"steps-1": "", "steps-2": "unclear. The answer is B.", "steps-4": "It is blue."}
+  replies = said(texts)
+  replies["steps-3"] = reply_store.StoredReply(id="steps-3", problem="no video")
+  row = score_table.make(protocols.get("vcr_bench@recipe"), some, replies, judge=judge)
+  # Accuracy: 0 and 2 by the rule, 4 by the judge, of five. Recall: 3/4 of 0 and 4, 0 of 1 and 3,
+  # which have no reply. Precision: 2/3 of 0 and 4. What the judge says of 2 is unreadable.
+  values = {name: each.value for name, each in row.values.items()}
+  assert values["accuracy"] == pytest.approx(100 * 3 / 5)
+  assert values["steps/overall_recall"] == pytest.approx(100 * (3 / 4 + 3 / 4) / 4)
+  assert values["steps/overall_precision"] == pytest.approx(100 * 2 / 3)
+  f1 = 2 * 0.375 * (2 / 3) / (0.375 + 2 / 3)
+  assert values["steps/overall_f1"] == pytest.approx(100 * f1)
+  assert values["steps/video_recall"] == pytest.approx(50)
+  assert values["steps/logic_precision"] == pytest.approx(100)
+  assert (row.questions, row.failed, row.unreadable, row.judge) == (5, 1, 2, "m")
+  (first, *_) = score_table.further_values([row])
+  assert first.startswith("vcr_bench@recipe test: steps/overall_recall 37.5")
+  plain = score_table.make(protocols.get("vcr_bench@recipe"), some, replies)
+  assert (plain.questions, plain.unscored, plain.unjudged, plain.judge) == (4, 1, 5, "")
+  assert "steps of 5 replies not judged: no judge (--judge)" in " ".join(score_table.notes([plain]))
+
+
+@pytest.mark.parametrize(
+  ("said_of", "reply"),
+  [
+    ("sub_scene", '{"accuracy": 0.5, "relevance": 4}'),
+    ("sub_scene", '{"accuracy": 3, "relevance": 4.5}'),
+    ("sub_scene", '{"accuracy": 3}'),
+    ("sub_scene", '{"accuracy": 3, "relevance": 4} or {"accuracy": 4, "relevance": 4}'),
+    ("sub_scene", '{"accuracy": 3, "accuracy": 3, "relevance": 4}'),
+    ("summary", '{"completeness": 2.5, "reliability": 5}'),
+    ("summary", '{"completeness": true, "reliability": 5}'),
+    ("caption", "B"),
+    ("caption", "Answer: D"),
+    ("caption", "Answer: A. down or B. up"),
+    ("caption", "Answer: Bup"),
+    ("recall", '{"steps": []}'),
+    ("recall", '{"steps": [{"number": 1, "kind": "video", "judgement": "matched"}]}'),
+    ("recall", json.dumps({"steps": [{"kind": "video", "judgement": "matched"}] * 5})),
+    ("precision", '{"steps": [{"kind": "video", "judgement": "unmatched"}]}'),
+    ("precision", '{"steps": [{"kind": "sound", "judgement": "matched"}]}'),
+    ("precision", '[{"kind": "video", "judgement": "matched"}, {}]'),
+  ],
+)
+def test_what_is_no_clear_verdict_is_none(said_of, reply):
+  if said_of == "caption":
+    question = judge_questions.about_answer(caption_item(0), "It rises.")
+  elif said_of in ("recall", "precision"):
+    question = judge_questions.about_steps(steps_item(0), "He runs.")[said_of]
+  else:
+    question = judge_questions.about_answer(rubric_item(said_of), "He falls.")
+  assert question.read(reply) is None
 
 
 def items(count=4, **changes):
@@ -53,46 +237,51 @@ def asked(server):
 
 
 def test_answers_are_right_wrong_or_without_a_verdict_and_give_the_judge_no_orders(judge):
-  scores = judged_answers.grade(judge, items(), replies())
+  judged = judged_answers.grade(judge, items(), replies())
+  assert judged.unreadable == 1
+  scores = judged.answers
   assert [scores[f"q{n}"].parsed for n in range(4)] == ["right", "wrong", None, "wrong"]
   assert [scores[f"q{n}"].score for n in range(4)] == [1.0, 0.0, 0.0, 0.0]
 
 
-def test_only_prompts_without_a_verdict_are_asked_again(judge, server):
-  judged_answers.grade(judge, items(), replies())
-  before = len(asked(server))
-  judged_answers.grade(judge, items(), replies())
-  assert {BLUE.search(text)[2] for text in asked(server)[before:]} == {"Hard to say."}
-  other = dataclasses.replace(judge, identity=("endpoint", "another"))
-  judged_answers.grade(other, items(), replies())
+def test_only_prompts_without_a_verdict_are_asked_again_and_only_so_often(judge, server):
+  first = judged_answers.grade(dataclasses.replace(judge, attempts=1), items(), replies())
+  assert len(asked(server)) == 4
+  assert judged_answers.grade(judge, items(), replies()) == first
+  assert [BLUE.search(text)[2] for text in asked(server)[4:]] == ["Hard to say."] * 2
+  assert judged_answers.grade(judge, items(), replies()) == first
+  assert len(asked(server)) == 6
+  source = dataclasses.replace(judge.source, identity=("endpoint", "another"))
+  judged_answers.grade(dataclasses.replace(judge, source=source), items(), replies())
   assert sum("It is blue" in text for text in asked(server)) == 2
 
 
-def test_failed_replies_and_other_kinds_of_question_are_not_asked(judge, server):
+def test_failed_replies_and_what_rules_score_are_not_asked(judge, server):
   failed = reply_store.StoredReply(id="q0", problem="no video")
-  caption = dataclasses.replace(items()[1], scorer="rubric")
+  choice = dataclasses.replace(items()[1], scorer="yes_no")
   unreleased = dataclasses.replace(items()[2], answer="")
-  found = judged_answers.grade(
-    judge, [items()[0], caption, unreleased], {**replies(), "q0": failed}
-  )
-  assert found == {} and not server.requests
+  found = judged_answers.grade(judge, [items()[0], choice, unreleased], {**replies(), "q0": failed})
+  assert found == judged_answers.JudgedReplies(answers={}, measures={}, unreadable=0)
+  assert not server.requests
 
 
 def test_an_endpoint_that_goes_down_ends_it_and_keeps_what_it_said(judge, server):
   texts = [f"It is blue, {number}." for number in range(70)]
 
-  server.answer = lambda request: (
-    Reply(body="no JSON at all")
-    if BLUE.search(request.text) and len(asked(server)) > 64
-    else grade_by_words(request)
-  )
-  with pytest.raises(InputError, match=r"--judge_model=m: gave no reply to 6 prompts; 64 new"):
+  def answer(request):
+    down = BLUE.search(request.text) and int(re.search(r"blue, (\d+)", request.text)[1]) > 63
+    return dataclasses.replace(grade_by_words(request), status=403 if down else 200)
+
+  server.answer = answer
+  says = r"^--judge_key_variable: .*status 403.* of 70 verdicts are stored in"
+  with pytest.raises(InputError, match=says):
     judged_answers.grade(judge, items(70), replies(texts))
   server.answer = grade_by_words
+  known = {text for text in asked(server) if int(re.search(r"blue, (\d+)", text)[1]) < 64}
   before = len(asked(server))
-  scores = judged_answers.grade(judge, items(70), replies(texts))
+  scores = judged_answers.grade(judge, items(70), replies(texts)).answers
   assert all(score.score == 1 for score in scores.values())
-  assert len(asked(server)) - before == 6
+  assert 6 <= len(asked(server)) - before <= 70 - len(known) + 6
 
 
 def test_a_missing_key_is_named_by_its_flag(judge, monkeypatch):

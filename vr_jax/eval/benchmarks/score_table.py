@@ -43,6 +43,8 @@ class ScoredProtocol:
   split: of the benchmark.
   tokens: mean number of sampled tokens of a reply.
   shown: frames and pixels of the videos, as "32 x 448 x 252".
+  unjudged: questions whose reasoning has no verdicts, as there is no judge.
+  unreadable: verdicts of the judge that could not be read.
   judge: the model that scored; "" for rules alone.
   """
 
@@ -64,6 +66,8 @@ class ScoredProtocol:
   split: str
   tokens: float
   shown: str
+  unjudged: int = 0
+  unreadable: int = 0
   judge: str = ""
 
   @property
@@ -83,23 +87,21 @@ def score_replies(
   protocol: protocols.Protocol,
   items: Sequence[benchmark_item.Item],
   replies: Mapping[str, reply_store.StoredReply],
-  judge: judged_answers.AnswerJudge | None = None,
+  judged: judged_answers.JudgedReplies | None = None,
 ) -> list[scored_reply.ScoredReply]:
-  """The final score of each item that a rule or the judge can score; one without a reply failed.
-
-  Raises InputError as `judged_answers.grade` does.
-  """
-  judged = {} if judge is None else judged_answers.grade(judge, items, replies)
+  """The final score of each item that a rule or the judge can score; one without a reply failed."""
   scored = []
   for item in items:
-    by_judge = judge is not None and judged_answers.needs_judge(item)
+    by_judge = judged is not None and judged_answers.needs_judge(item)
     if not by_judge and not can_score(item):
       continue
     stored = replies.get(item.id)
     answer = None
     if stored is not None and not stored.problem:
       answer = (
-        judged[item.id] if by_judge else answer_rules.score(protocol.rule, stored.reply, item)
+        judged.answers[item.id]
+        if judged is not None and by_judge
+        else answer_rules.score(protocol.rule, stored.reply, item)
       )
     scored.append(
       scored_reply.make(
@@ -107,6 +109,7 @@ def score_replies(
         answer,
         truncated=stored is not None and stored.truncated,
         counted=protocol.counted,
+        measures=None if judged is None else judged.measures.get(item.id),
       )
     )
   return scored
@@ -133,12 +136,13 @@ def make(
   items: of the protocol, whose files are there.
   missing, count_differences, unshown: see `ScoredProtocol`.
   base: replies of another policy to the same items, to compare with.
-  judge: grades open answers; None: these are not scored.
+  judge: judges open answers and reasoning; None: these are not scored.
 
   Raises InputError if no item can be scored, or as `judged_answers.grade` does.
   """
   metric = aggregation.get(protocol.metric)
-  scored = score_replies(protocol, items, replies, judge)
+  judged = None if judge is None else judged_answers.grade(judge, items, replies)
+  scored = score_replies(protocol, items, replies, judged)
   if not scored:
     raise InputError(
       f"{protocol.name}: none of {len(items)} questions can be scored: they need a judge "
@@ -146,14 +150,16 @@ def make(
     )
   counts = scored_reply.count_statuses(scored)
   values = statistics.estimate(metric, scored)
+  published = [name for name in (metric.headline, *metric.further) if name in values]
   said = [replies[item.id] for item in items if item.id in replies and not replies[item.id].problem]
   changes = {}
   if base is not None:
-    changes = statistics.compare(metric, score_replies(protocol, items, base, judge), scored)
+    before = None if judge is None else judged_answers.grade(judge, items, base)
+    changes = statistics.compare(metric, score_replies(protocol, items, base, before), scored)
   return ScoredProtocol(
     protocol=protocol.name,
-    headline=metric.headline,
-    further=tuple(name for name in metric.further if name in values),
+    headline=published[0],
+    further=tuple(published[1:]),
     values=values,
     changes=changes,
     questions=counts["questions"],
@@ -171,8 +177,14 @@ def make(
     split=", ".join(sorted({item.split for item in items})),
     tokens=sum(each.tokens for each in said) / len(said) if said else math.nan,
     shown=_describe_shown(said),
-    judge="" if judge is None or not any(map(judged_answers.needs_judge, items)) else judge.name,
+    unjudged=0 if judge is not None else sum(map(judged_answers.has_steps, items)),
+    unreadable=0 if judged is None else judged.unreadable,
+    judge="" if judge is None or not any(map(_is_judged, items)) else judge.name,
   )
+
+
+def _is_judged(item: benchmark_item.Item) -> bool:
+  return judged_answers.needs_judge(item) or judged_answers.has_steps(item)
 
 
 def adjusted_p_values(rows: Sequence[ScoredProtocol]) -> dict[str, float]:
@@ -199,7 +211,7 @@ def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
     value, change = row.values[row.headline], row.changes.get(row.headline)
     lines.append(
       (
-        f"{row.protocol} {row.split}{' (partial)' if row.is_partial else ''}",
+        _name(row),
         f"{value.value:.1f}",
         _interval(value.low, value.high),
         "" if change is None else f"{change.change:+.1f} ({_interval(change.low, change.high)})",
@@ -212,6 +224,13 @@ def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
       )
     )
   return lines
+
+
+def _name(row: ScoredProtocol) -> str:
+  """Protocol and split; and what the score is, where the metric's first value can't be had."""
+  first = aggregation.get(protocols.get(row.protocol).metric).headline
+  named = "" if row.headline == first else f", {row.headline}"
+  return f"{row.protocol} {row.split}{named}{' (partial)' if row.is_partial else ''}"
 
 
 def further_values(rows: Iterable[ScoredProtocol]) -> list[str]:
@@ -239,6 +258,15 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
     if row.unscored:
       found.append(
         f"{row.protocol}: {row.unscored} questions not scored: no judge (--judge), or no answer"
+      )
+    if row.unjudged:
+      found.append(
+        f"{row.protocol}: steps of {row.unjudged} replies not judged: no judge (--judge)"
+      )
+    if row.unreadable:
+      found.append(
+        f"{row.protocol}: {row.judge} gave no readable verdict to {row.unreadable} prompts; such "
+        "answers count as wrong, such steps are left out"
       )
     if row.not_asked:
       found.append(f"{row.protocol}: {row.not_asked} questions not asked yet; they count as wrong")

@@ -1,4 +1,4 @@
-"""Puts prompts to a language model: each once, with its grades cached as soon as they are read.
+"""Puts prompts to a judge, a language model: each once, with its verdict cached once it is read.
 
 What is in the cache is not asked again, so after any stop (a kill, a spent budget, an endpoint that
 fails) the same command goes on. A reply without a clear verdict is asked for again, up to a number
@@ -11,14 +11,14 @@ import contextlib
 import dataclasses
 import re
 import threading
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from vr_jax import errors, model_endpoint
-from vr_jax.eval.trace_judging import grade, grade_cache, rubric
+from vr_jax.eval.trace_judging import grade_cache
 from vr_jax.rewards import judge_cache
 
 Tick = Callable[..., None]
-Grades = tuple[grade.TraceGrade, ...]
+Grades = Any  # what `EndpointQuestion.read` returns; of traces, a tuple of `grade.TraceGrade`
 
 UNREADABLE = "no readable verdict"
 TOO_LONG = "prompt too long for the model"
@@ -30,8 +30,8 @@ _AT_ONCE = 64  # prompts that a local model gets before its grades are stored
 class GradingPrompt:
   """A prompt of one run. Equal prompts of a run share their verdict; those of two runs don't."""
 
-  question: rubric.TraceQuestion
-  run: int
+  question: model_endpoint.EndpointQuestion
+  run: int = 0
 
   def key(self, identity: Sequence[str]) -> bytes:
     """Its key in the cache. identity: all that the verdict depends on beside the prompt."""
@@ -67,7 +67,7 @@ class GradingModel(Protocol):
 class Wanted:
   """A prompt without a verdict, and how often it may still be asked."""
 
-  question: rubric.TraceQuestion
+  question: model_endpoint.EndpointQuestion
   left: int
 
 
@@ -78,13 +78,15 @@ def ask(
   *,
   identity: Sequence[str],
   attempts: int,
-  tick: Tick,
+  tick: Tick = lambda *_: None,
+  flags: str = "--",
 ) -> list[Answer]:
   """Returns an answer for each prompt.
 
   connect: makes the model; is not called if the cache has all answers.
   attempts: readings of a prompt's replies, over all starts, before it has no verdict.
   tick: is told how many different prompts are done, and of how many.
+  flags: how the flags that name the model begin, for messages.
 
   Raises:
     InputError: the model can't be reached or refuses, or a budget is spent; the message says how
@@ -107,7 +109,7 @@ def ask(
         problems = model.grade_all(wanted, cache, lambda more: tick(done + more, len(by_key)))
     except errors.InputError as error:
       stored = sum(each.grades is not None for each in cache.get(by_key).values())
-      line = re.sub(r"^judge\.", "--", str(error))  # the endpoint names its section
+      line = re.sub(r"^judge\.", flags, str(error))  # the endpoint names its section
       raise errors.InputError(
         f"{line}; {stored} of {len(by_key)} verdicts are stored in {cache.path}"
       ) from error

@@ -1,13 +1,14 @@
-"""A cache of verdicts about traces on disk: by hashes of model and prompt, grades and reasons.
+"""A cache of verdicts on disk, by hashes of model and prompt: of traces, grades and reasons.
 
 It also counts readings that gave no verdict, so that a start that follows a killed one repeats no
 question, answered or not.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from vr_jax import errors, plain_json
 from vr_jax.eval.trace_judging import grade
@@ -25,25 +26,44 @@ class CachedGrades:
   """What is known of a prompt.
 
   attempts: how often a reply to it was read.
-  grades: in the order of the prompt; None if no reply had a verdict.
+  grades: the verdict, of traces in the order of the prompt; None if no reply had one.
   """
 
   attempts: int
-  grades: tuple[grade.TraceGrade, ...] | None
+  grades: Any | None
+
+
+def _to_json(grades: tuple[grade.TraceGrade, ...]) -> list[Any]:
+  return [dataclasses.asdict(each) for each in grades]
+
+
+def _from_json(value: Any) -> tuple[grade.TraceGrade, ...]:
+  return tuple(plain_json.build(grade.TraceGrade, each) for each in value)
 
 
 class GradeCache:
   """One SQLite file. Threads may share the object, processes the file. The first verdict stays."""
 
-  def __init__(self, path: Path):
+  def __init__(
+    self,
+    path: Path,
+    *,
+    content: str = "grades of traces",
+    application: int = _APPLICATION,
+    to_json: Callable[[Any], Any] = _to_json,
+    from_json: Callable[[Any], Any] = _from_json,
+  ):
     """Opens or creates the file.
 
+    content, application: see `cache_file.CacheFile`.
+    to_json, from_json: of a verdict; the latter may raise ValueError or TypeError.
+
     Raises:
-      InputError: it is damaged, is no cache of grades, or can't be written.
+      InputError: it is damaged, is no cache of this kind, or can't be written.
     """
-    self.path = path
+    self.path, self._to_json, self._from_json = path, to_json, from_json
     self._file = cache_file.CacheFile(
-      path, content="grades of traces", application=_APPLICATION, layout=_LAYOUT, table=_TABLE
+      path, content=content, application=application, layout=_LAYOUT, table=_TABLE
     )
 
   def get(self, keys: Iterable[bytes]) -> dict[bytes, CachedGrades]:
@@ -59,9 +79,9 @@ class GradeCache:
       ]
     return {key: CachedGrades(attempts=count, grades=self._read(text)) for key, count, text in rows}
 
-  def add_attempt(self, key: bytes, grades: tuple[grade.TraceGrade, ...] | None) -> None:
+  def add_attempt(self, key: bytes, grades: Any | None) -> None:
     """Stores that a reply was read, and its grades if it had any."""
-    text = None if grades is None else json.dumps([dataclasses.asdict(each) for each in grades])
+    text = None if grades is None else json.dumps(self._to_json(grades))
     with self._file.writing() as file:
       file.execute(
         "INSERT INTO grades VALUES (?, 1, ?) ON CONFLICT (key) DO UPDATE SET "
@@ -73,11 +93,11 @@ class GradeCache:
     """Closes the file."""
     self._file.close()
 
-  def _read(self, text: str | None) -> tuple[grade.TraceGrade, ...] | None:
+  def _read(self, text: str | None) -> Any | None:
     if text is None:
       return None
     try:
-      return tuple(plain_json.build(grade.TraceGrade, each) for each in plain_json.parse(text))
+      return self._from_json(plain_json.parse(text))
     except (ValueError, TypeError) as error:
       raise errors.InputError(
         f"{self.path}: holds grades that are none ({error}); remove it, and judges are asked again"

@@ -1,4 +1,4 @@
-"""Where models come from that grade traces: an endpoint or a directory of weights."""
+"""Where models come from that judge: an endpoint or a directory of weights."""
 
 from collections.abc import Callable
 import dataclasses
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from vr_jax import model_endpoint
 from vr_jax.eval.trace_judging import asking
-from vr_jax.train import judge_local
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,15 +52,19 @@ def endpoint(
   return ModelSource(connect=connect, identity=("endpoint", model, base_url, *settings))
 
 
-def local(directory: Path, *, reply_tokens: int) -> ModelSource:
+def local(directory: Path, *, reply_tokens: int, flag: str = "--model") -> ModelSource:
   """A model in a directory of any family that this project has; other weights are asked anew.
+
+  flag: that names the directory.
 
   Raises InputError if it lacks a config or tokenizer.
   """
-  judge_local.check(directory, flag="--model")
+  from vr_jax.train import judge_local  # imports JAX, which endpoints don't need
+
+  judge_local.check(directory, flag=flag)
 
   def load() -> asking.GradingModel:
-    model = judge_local.LocalModel(directory, max_tokens=reply_tokens, flag="--model")
+    model = judge_local.LocalModel(directory, max_tokens=reply_tokens, flag=flag)
     return asking.LocalGrader(model)
 
   weights = judge_local.describe_weights(directory)

@@ -29,14 +29,17 @@ def read(reply: str, places: Sequence[str]) -> tuple[grade.TraceGrade, ...] | No
   """
   found: dict[tuple[tuple[int, int], ...], tuple[grade.TraceGrade, ...]] = {}
   text = steps.without_thoughts(reply)
-  for value in _objects(text if len(text) <= _MOST else ""):
+  for value in find_objects(text if len(text) <= _MOST else ""):
     for grades in _verdicts(value, places):
       found[tuple(each.scores for each in grades)] = grades
   return next(iter(found.values())) if len(found) == 1 else None
 
 
-def _objects(text: str) -> Iterator[Mapping[str, Any]]:
-  """The JSON objects in a text, from left to right, without those inside others."""
+def find_objects(text: str) -> Iterator[Mapping[str, Any]]:
+  """The JSON objects in a text, from left to right, without those inside others.
+
+  Their names are in lower case; of a name that is there twice, the value is no JSON.
+  """
   begin = text.find("{")
   while begin >= 0:
     try:
