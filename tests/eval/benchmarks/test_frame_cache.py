@@ -31,6 +31,7 @@ def test_a_video_is_decoded_once_for_each_rate(cache, monkeypatch):
   np.testing.assert_allclose(every.timestamps("clips/a.mp4"), np.arange(40) / 8)
   monkeypatch.setattr(guarded_reader, "extract_all", None)
   again = cache.open("clips/a.mp4", fps=2.0, frame_rate=None)
+  assert again is store  # for the next question about it
   np.testing.assert_array_equal(again.read("clips/a.mp4", [3]), store.read("clips/a.mp4", [3]))
 
 

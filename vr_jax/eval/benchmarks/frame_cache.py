@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ MEGABYTES = 1 << 20  # of a shard: a video is one file
 MOST_FRAMES = 20_000  # that are kept of one video
 LOWEST_FPS = 2.0
 _FORMAT = 1
+_OPEN = 32  # stores that are kept open
 _LAST = "videos.npz"  # of a frame store, which is complete with it
 
 
@@ -68,7 +70,7 @@ class FrameCache:
       if isinstance(extracted, InputError):
         raise extracted
       _write(directory, name, extracted, fps)
-    return frame_store.FrameStore(directory)
+    return _open(directory)
 
   def _directory(self, path: Path, name: str, fps: float, frame_rate: float | None) -> Path:
     """Where a video's frames are: another file of the same name has another place."""
@@ -98,6 +100,12 @@ def _write(directory: Path, name: str, extracted: video_file.ExtractedVideo, fps
     raise OSError(errno.EIO, f"cannot be written: {error}", str(directory)) from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+@functools.lru_cache(maxsize=_OPEN)
+def _open(directory: Path) -> frame_store.FrameStore:
+  """A store that is complete, and so never changes. Questions about one video follow each other."""
+  return frame_store.FrameStore(directory)
 
 
 def needed_fps(frames: float, seconds: float) -> float:
