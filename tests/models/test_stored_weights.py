@@ -3,12 +3,15 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
 from vr_jax.models.common import layers, rematerialisation, stored_weights
+from vr_jax.parallel import mesh as mesh_lib
 
 DEPTH, WIDTH = 24, 128
+POLICIES = ("none", *rematerialisation.POLICIES)
 
 
 class Stacked(nnx.Module):
@@ -19,7 +22,7 @@ class Stacked(nnx.Module):
     self.up = nnx.Param(values.astype(dtype))
 
 
-def gradient(dtype: str):
+def loss_and_inputs(dtype: str, policy: str):
   graphdef, params = nnx.split(Stacked(dtype))
 
   def loss(x, params):
@@ -28,23 +31,56 @@ def gradient(dtype: str):
     def layer(x, weights):
       return x + jnp.tanh(layers.project(x, weights["up"])), None
 
-    return rematerialisation.scan(layer, x, weights, policy="full")[0].sum()
+    return rematerialisation.scan(layer, x, weights, policy=policy)[0].sum()
 
-  x = jax.random.normal(jax.random.key(1), (4, WIDTH))
-  return jax.jit(jax.grad(loss)).lower(x, params).compile(), (x, params)
-
-
-def test_bfloat16_weights_give_the_same_gradient_as_the_same_values_in_float32():
-  narrow, wide = (program(*inputs) for program, inputs in map(gradient, ("bfloat16", "float32")))
-  np.testing.assert_array_equal(narrow, wide)
+  return loss, (jax.random.normal(jax.random.key(1), (4, WIDTH)), params)
 
 
-def test_bfloat16_weights_are_widened_a_layer_at_a_time():
-  program, _ = gradient("bfloat16")
+def gradient(dtype: str, policy: str):
+  loss, inputs = loss_and_inputs(dtype, policy)
+  return jax.jit(jax.grad(loss)).lower(*inputs).compile(), inputs
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_bfloat16_weights_give_the_same_gradient_as_the_same_values_in_float32(policy):
+  programs = (gradient(dtype, policy) for dtype in ("bfloat16", "float32"))
+  narrow, wide = (program(*inputs) for program, inputs in programs)
+  np.testing.assert_allclose(narrow, wide, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_gradient_of_stored_matrices_is_refused_instead_of_being_0(policy):
+  loss, (x, params) = loss_and_inputs("bfloat16", policy)
+  for grad in (jax.grad(loss, argnums=1), jax.jit(jax.grad(loss, argnums=(0, 1)))):
+    with pytest.raises(ValueError, match="gradient of frozen matrices in bfloat16"):
+      grad(x, params)
+  loss, (x, params) = loss_and_inputs("float32", policy)
+  (stack,) = jax.tree.leaves(jax.grad(loss, argnums=1)(x, params))
+  assert np.abs(stack).max() > 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_bfloat16_weights_are_widened_a_layer_at_a_time(policy):
+  program, _ = gradient("bfloat16", policy)
   analysis = program.memory_analysis()
   if analysis is None:
     pytest.skip("no memory analysis on this platform")
   assert analysis.temp_size_in_bytes < 4 * WIDTH * WIDTH * DEPTH / 4
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_on_a_mesh_each_layer_is_gathered_alone_and_the_gradient_is_the_same(policy):
+  program, (x, params) = gradient("bfloat16", policy)
+  mesh = mesh_lib.make_mesh((1, 4, 1, 2), jax.devices()[:8])
+  rows, whole = (jax.NamedSharding(mesh, P(*axes)) for axes in (("fsdp",), ()))
+  for axes in ((None, "fsdp", "tensor"), (None, "fsdp"), (None, None, "fsdp")):
+    split = jax.device_put(params, jax.NamedSharding(mesh, P(*axes)))
+    loss, _ = loss_and_inputs("bfloat16", policy)
+    on_mesh = jax.jit(jax.grad(loss), in_shardings=(rows, split.up.sharding), out_shardings=whole)
+    on_mesh = on_mesh.lower(x, split).compile()
+    actual = on_mesh(jax.device_put(x, rows), split)
+    np.testing.assert_allclose(actual, program(x, params), rtol=1e-5, atol=1e-6)
+    assert f"[{DEPTH},{WIDTH},{WIDTH}]" not in on_mesh.as_text()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "uint8"])

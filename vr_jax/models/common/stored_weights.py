@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8, UInt16, UInt32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StoredMatrices:
-  """Some successive layers of a stack in bfloat16. They get no gradients.
+  """Some successive layers of a stack in bfloat16. To differentiate by it raises ValueError.
 
   first: index of the first of these layers in `stack`.
   depth: number of layers.
@@ -42,7 +42,7 @@ class StoredMatrices:
 
   def bits(self, layer: Int[Array, ""]) -> UInt16[Array, "..."]:
     """The bits of a layer, whose bfloat16 are the upper halves of float32."""
-    return layer_bits(self.stack, layer + self.first)
+    return _frozen_layer_bits(self.stack, layer + self.first)
 
 
 def layer_bits(
@@ -54,6 +54,25 @@ def layer_bits(
   stack, layer = lax.optimization_barrier((stack, layer))
   bits = lax.bitcast_convert_type(stack, jnp.dtype(f"uint{8 * stack.dtype.itemsize}"))
   return lax.dynamic_index_in_dim(bits, layer, keepdims=False)
+
+
+@jax.custom_jvp
+def _frozen_layer_bits(
+  stack: Shaped[Array, "layers ..."], layer: Int[Array, ""]
+) -> UInt8[Array, "..."] | UInt16[Array, "..."] | UInt32[Array, "..."]:
+  """`layer_bits`; to differentiate by the stack raises ValueError: bits have no gradient."""
+  return layer_bits(stack, layer)
+
+
+@_frozen_layer_bits.defjvp
+def _refuse_gradient(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> None:
+  """Is called where a derivative by the stack is asked for, and not where it is a constant."""
+  del primals, tangents
+  raise ValueError(
+    "a gradient of frozen matrices in bfloat16, which a CPU reads as bits: their gradient would be "
+    "0; differentiate by the parameters that are trained alone (train_state.split), or store these "
+    "in float32"
+  )
 
 
 def sum_bits(
