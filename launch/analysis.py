@@ -184,9 +184,14 @@ def analyse(
 
 
 def _shallow(model: Any, layers: int) -> Any:
-  """The config of a model of `layers` text layers, as wide as before."""
-  if not 0 < layers <= model.text.num_hidden_layers:
-    raise errors.InputError(f"--layers={layers}: 1 to {model.text.num_hidden_layers}")
+  """The config of a model of `layers` text layers, as wide as before.
+
+  The first layers may each get features of the vision tower (DeepStack); these are kept.
+  """
+  least, most = max(1, getattr(model.vision, "levels", 1)), model.text.num_hidden_layers
+  if not least <= layers <= most:
+    why = f", as the first {least} get features of the vision tower" if least > 1 else ""
+    raise errors.InputError(f"--layers={layers}: {least} to {most}{why}")
   return dataclasses.replace(model, text=dataclasses.replace(model.text, num_hidden_layers=layers))
 
 

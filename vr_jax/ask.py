@@ -80,6 +80,7 @@ def ask(argv: Sequence[str]) -> None:
 
   config, workdir = arguments.config, arguments.workdir or Path()
   config_checks.check(config)
+  run_context.configure_compiler(config)  # the next line starts JAX
   with console.heartbeat(stream=sys.stderr), contextlib.ExitStack() as waiting:
     with console.doing("reading the video", announce=True):
       clip = asked_clip.open_clip(

@@ -416,7 +416,8 @@ class RunConfig:
   )
   compiler_options: tuple[str, ...] = field(
     (),
-    "XLA options for TPUs, xla_NAME=VALUE each; xla_NAME= leaves a default out (docs/pods.md).",
+    "XLA options for TPUs, xla_NAME=VALUE each; xla_NAME= leaves a default out (docs/pods.md). A "
+    "flag in LIBTPU_INIT_ARGS wins.",
     change="rounding",
   )
   cpu_devices: int = field(

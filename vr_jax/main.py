@@ -212,7 +212,7 @@ def check(argv: Sequence[str]) -> int:
 def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   """Runs the stages of `mode` in a workdir. A notebook calls this instead of the command line."""
   # JAX and the modules that use it import slowly: a mistyped flag should not wait for them.
-  from vr_jax.parallel import compiler_options, cpu_memory, mesh, processes
+  from vr_jax.parallel import mesh, processes
   from vr_jax.train import (
     compilations,
     config_checks,
@@ -222,15 +222,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     judge_factory,
     model_checks,
     preflight,
+    run_context,
     shared_cache,
   )
   from vr_jax.train import workdir as workdir_lib
 
   config_checks.check(config)
-  compiler_options.set_for_machine(config.compiler_options)
+  run_context.configure_compiler(config)
   mesh.set_cpu_devices(config.cpu_devices)
-  if config.model.lora.rank:
-    cpu_memory.keep_narrow_weights()
   if mode != "construct":  # it needs no network
     model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:

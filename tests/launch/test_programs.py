@@ -6,9 +6,10 @@ import math
 import jax
 import pytest
 
-from launch import programs, topology
+from launch import analysis, programs, topology
 from tests.train import nano
 from vr_jax import errors, records
+from vr_jax.models import registry
 from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, presets
@@ -285,3 +286,14 @@ def test_the_state_that_episodes_begin_with_has_the_shardings_of_its_program(sha
     assert sharding.is_equivalent_to(x.sharding, x.ndim), (sharding, x)
   for program in (decode, append):
     program.function.lower(*program.arguments, **program.keywords)
+
+
+def test_a_shallow_model_keeps_the_layers_that_get_features_of_the_tower():
+  deep = registry.preset_config("Qwen3-VL-8B-Instruct")
+  with pytest.raises(errors.InputError, match=r"--layers=2: 3 to 36, as the first 3 get features"):
+    analysis._shallow(deep, 2)
+  assert analysis._shallow(deep, 3).text_sizes.layers == 3
+  plain = registry.preset_config("Qwen2.5-VL-3B-Instruct")
+  assert analysis._shallow(plain, 1).text_sizes.layers == 1
+  with pytest.raises(errors.InputError, match=r"--layers=37: 1 to 36$"):
+    analysis._shallow(plain, 37)

@@ -4,8 +4,11 @@ import os
 
 import pytest
 
-from vr_jax import errors
+from tests.train import nano
+from vr_jax import ask, errors
 from vr_jax.parallel import compiler_options
+from vr_jax.serve import command
+from vr_jax.train import console, run_context
 
 TABLE = {"v6e": {"xla_a": "1", "xla_b": "2"}}
 
@@ -51,3 +54,35 @@ def test_a_malformed_option_is_bad_input(change):
     compiler_options.options_for("TPU v6 lite", (change,))
   with pytest.raises(errors.InputError, match=r"config.compiler_options"):
     compiler_options.check((change,))
+
+
+@pytest.mark.parametrize("start", [ask.ask, command.serve], ids=["ask", "serve"])
+def test_commands_that_load_a_policy_hand_the_options_over_before_jax_starts(
+  machine, monkeypatch, tmp_path, start
+):
+  """The heartbeat is the first to ask JAX something."""
+  monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_b=9")
+  monkeypatch.setattr(compiler_options, "_attached_generation", lambda pci: "v6e")
+  seen = []
+
+  def begin(**_):
+    seen.append(os.environ["LIBTPU_INIT_ARGS"])
+    raise errors.InputError("seen")
+
+  monkeypatch.setattr(console, "heartbeat", begin)
+  video = tmp_path / "clip.mp4"
+  video.write_bytes(b"is not read")
+  words = [str(video), "What?"] if start is ask.ask else ["--port=0"]
+  words += ["--config=grpo:3b", f"--checkpoint={tmp_path}"]
+  words += ["--config.compiler_options=('xla_b=3', 'xla_c=4')"]
+  with pytest.raises(errors.InputError, match=r"^seen$"):
+    start(["", *words])
+  assert seen == ["--xla_b=9 --xla_a=1 --xla_c=4"]  # what is there already wins
+
+
+def test_a_context_that_is_made_again_adds_no_option_twice(machine, data, monkeypatch):
+  monkeypatch.setattr(compiler_options, "_attached_generation", lambda pci: "v6e")
+  config = nano.config(data__directory=str(data), compiler_options=("xla_b=",))
+  for _ in range(2):
+    run_context.make_run_context(config, data, judged=False, read=False)
+    assert os.environ["LIBTPU_INIT_ARGS"] == "--xla_a=1"

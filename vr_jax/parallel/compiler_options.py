@@ -1,9 +1,10 @@
 """XLA options by TPU generation, for the programs of a run and those that a plan compiles alike.
 
-A run hands them to libtpu through LIBTPU_INIT_ARGS, which it reads when JAX starts; so they hold
-for all programs, and JAX's compilation cache and the comparison of hosts (train/preflight.py) know
-of them. `vr-jax ask`, `eval` and `serve` take LIBTPU_INIT_ARGS as it is. launch/plan.py hands the
-same ones to each compilation. CPUs and GPUs get none.
+A run, and each other command that loads a policy (ask, eval, segment, serve), hands them to libtpu
+through LIBTPU_INIT_ARGS, which it reads when JAX starts; so they hold for all programs, and JAX's
+compilation cache and the comparison of hosts (train/preflight.py) know of them. A flag that is in
+LIBTPU_INIT_ARGS already wins over config.compiler_options, and that over the table below.
+launch/plan.py hands the same ones to each compilation. CPUs and GPUs get none.
 
 docs/pods.md has the measurements behind the table (`launch/plan.py --options-sweep`).
 """
@@ -78,7 +79,8 @@ def check(changes: Sequence[str]) -> None:
 def set_for_machine(changes: Sequence[str], *, pci: str = "/sys/bus/pci/devices") -> None:
   """Adds the options of this machine's TPU to LIBTPU_INIT_ARGS. Call it before JAX starts.
 
-  Flags that LIBTPU_INIT_ARGS has already stay as they are. No effect without a TPU.
+  Flags that LIBTPU_INIT_ARGS has already stay as they are, so a second call changes nothing. No
+  effect without a TPU.
 
   changes: config.compiler_options.
   pci: a directory with the devices on the PCI bus.

@@ -82,6 +82,7 @@ def serve(argv: Sequence[str]) -> None:
 
   config, workdir = arguments.config, arguments.workdir or Path()
   config_checks.check(config)
+  run_context.configure_compiler(config)  # before the heartbeat, which starts JAX
   with contextlib.ExitStack() as stack:
     listener = stack.enter_context(contextlib.closing(listen(arguments.host, arguments.port)))
     stack.enter_context(console.heartbeat(stream=sys.stderr))

@@ -18,7 +18,7 @@ from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
-from vr_jax.parallel import cpu_memory
+from vr_jax.parallel import compiler_options, cpu_memory
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import judge as judge_lib
 from vr_jax.train import (
@@ -105,8 +105,7 @@ def make_run_context(
   model_setup.check_context(config, model)
   allowed_tokens = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
   allowed_tokens[list(processor.media_tokens)] = False
-  if config.model.lora.rank:
-    cpu_memory.keep_narrow_weights()
+  configure_compiler(config)
   mesh = mesh_lib.make_mesh(config.mesh)
   needs = registry.environment_class(config.recipe).needs
   services: dict[str, Any] = {"box_scale": processor.box_scale}
@@ -131,6 +130,13 @@ def make_run_context(
     stop_tokens=processor.stop_tokens,
     step_embedder=embedder,
   )
+
+
+def configure_compiler(config: ml_collections.ConfigDict) -> None:
+  """Sets flags of XLA that the config asks for. They have no effect once JAX has started."""
+  compiler_options.set_for_machine(config.compiler_options)
+  if config.model.lora.rank:
+    cpu_memory.keep_narrow_weights()
 
 
 def make_example_checks(
