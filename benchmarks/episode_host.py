@@ -15,13 +15,15 @@ rollout; goal: at most 20 ms.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import json
 import statistics
 import time
 from typing import Any
 
 import jax
+from jaxtyping import Bool, Int
 import numpy as np
 
 from benchmarks import episode_objects, measure
@@ -67,6 +69,134 @@ def make_observation(rng: np.random.Generator, name: str, axes: int) -> prompts.
   )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observations:
+  """What episodes are shown next, in the order in which they are due.
+
+  sizes: as `episodes.ObservationSize`, a row each.
+  media_index: by episode, of each token.
+  """
+
+  shown: Mapping[int, prompts.EncodedPrompt]
+  sizes: Int[np.ndarray, "due 3"]
+  media_index: Mapping[int, Int[np.ndarray, "tokens"]]
+
+  @classmethod
+  def draw(cls, rng: np.random.Generator, due: Sequence[int], axes: int) -> "Observations":
+    """Random ones for some episodes."""
+    shown = {one: make_observation(rng, str(one), axes) for one in due}
+    sizes = [episodes.ObservationSize.from_encoded(one) for one in shown.values()]
+    return cls(
+      shown=shown,
+      sizes=np.array(sizes, np.int32).reshape(-1, 3),
+      media_index={one: _media_index(rng, encoded) for one, encoded in shown.items()},
+    )
+
+
+Due = tuple[list[tuple[tuple[int, ...], ...]], list[int]]  # replies of episodes; who is due
+
+
+class TableSide:
+  """The table's work for a chunk."""
+
+  def __init__(self, table: episode_table.EpisodeTable, schedule: episodes.Schedule):
+    self.table, self._schedule = table, schedule
+    self.decoding, self.awaiting = np.arange(len(table)), np.arange(0)
+    self._slots = self._due = self.decoding
+
+  def begin_chunk(self, size: int) -> Any:
+    """Arranges the replies in slots; returns the chunk's inputs."""
+    self._slots = self.table.arrange(self.decoding, size)
+    return self.table.chunk_inputs(self._slots, all_slots=False)
+
+  def add_replies(self, decoded: Sequence[np.ndarray]) -> None:
+    """Adds the tokens of a chunk: tokens, log-probs and counts."""
+    self.table.add_replies(self._slots, *decoded)
+
+  def find_due(self, ended: Bool[np.ndarray, "slots"]) -> Due:
+    """Finds whose observation is due."""
+    finished = self._slots[(self._slots >= 0) & ended]
+    self.decoding = self.decoding[~np.isin(self.decoding, finished)]
+    unfinished = finished[self.table.turn[finished] + 1 < self._schedule.turns]
+    replies = [self.table.replies(one) for one in unfinished.tolist()]
+    awaiting = np.concatenate([self.awaiting, unfinished])
+    now = ~np.isin(awaiting, finished) | (len(awaiting) > len(self.decoding))
+    self._due, self.awaiting = awaiting[now], awaiting[~now]
+    return replies, self._due.tolist()
+
+  def append(self, new: Observations) -> list[Any]:
+    """Arranges and counts the observations; returns what each batch sends to the devices."""
+    sent, most = [], self._schedule.append_batch_size
+    for batch in self.table.append_batches(self._due, new.sizes[:, 0], most):
+      arranged = self.table.arrange(self._due[batch], most)
+      rows = self.table.cache_rows(arranged, next_turn=True)
+      sent.append((rows, episode_table.by_slot(self.table.frames, arranged)))
+      for one in self._due[batch].tolist():
+        self.table.add_observation(one, new.shown[one], new.media_index[one], STRIDE)
+      self.table.start_next_turn(self._due[batch], new.sizes[batch])
+    return sent
+
+  def go_on(self) -> None:
+    """Lets those that were shown something decode again."""
+    self.decoding = np.concatenate([self.decoding, self._due])
+
+  def rollout(self, media: int, length: int) -> records.Rollout:
+    """Joins the rollout. media: most media tokens of an episode; length: its tokens."""
+    return self.table.rollout(None, media, length)
+
+
+class ObjectsSide:
+  """The same with one Python object an episode."""
+
+  def __init__(self, objects: episode_objects.EpisodeObjects, schedule: episodes.Schedule):
+    self._objects, self._schedule = objects, schedule
+    self._decoding: list[episode_objects.EpisodeObject] = list(objects.episodes)
+    self._awaiting: list[episode_objects.EpisodeObject] = []
+    self._due: list[episode_objects.EpisodeObject] = []
+    self._slots: episode_objects.Slots = []
+
+  def begin_chunk(self, size: int) -> list[np.ndarray]:
+    """As `TableSide.begin_chunk`."""
+    self._slots = self._objects.arrange(self._decoding, size)
+    return self._objects.chunk_inputs(self._slots)
+
+  def add_replies(self, decoded: Sequence[np.ndarray]) -> None:
+    """As `TableSide.add_replies`."""
+    self._objects.add_replies(self._slots, *decoded)
+
+  def find_due(self, ended: Bool[np.ndarray, "slots"]) -> Due:
+    """As `TableSide.find_due`."""
+    finished = [one for one, over in zip(self._slots, ended, strict=True) if one and over]
+    self._decoding = [one for one in self._decoding if one not in finished]
+    unfinished = [one for one in finished if len(one.replies) < self._schedule.turns]
+    replies = [tuple(map(tuple, one.replies)) for one in unfinished]
+    awaiting = [*self._awaiting, *unfinished]
+    many = len(awaiting) > len(self._decoding)
+    self._due = [one for one in awaiting if one not in finished or many]
+    self._awaiting = [one for one in awaiting if one not in self._due]
+    return replies, [one.number for one in self._due]
+
+  def append(self, new: Observations) -> list[Any]:
+    """As `TableSide.append`."""
+    sent, most = [], self._schedule.append_batch_size
+    for batch in self._objects.append_batches(self._due, new.sizes[:, 0].tolist(), most):
+      arranged = self._objects.arrange(batch, most)
+      rows = self._objects.cache_rows(arranged, lambda one: len(one.replies))
+      seen = np.array([0 if one is None else one.frames for one in arranged], np.int32)
+      sent.append([*rows, seen])
+      for one in batch:
+        one.add_observation(new.shown[one.number], new.media_index[one.number], STRIDE)
+    return sent
+
+  def go_on(self) -> None:
+    """As `TableSide.go_on`."""
+    self._decoding = [*self._decoding, *self._due]
+
+  def rollout(self, media: int, length: int) -> list[np.ndarray]:
+    """As `TableSide.rollout`."""
+    return self._objects.rollout(media, length)
+
+
 def play(
   places: slot_layout.SlotLayout,
   *,
@@ -82,10 +212,9 @@ def play(
   Returns milliseconds a chunk and seconds of the rollout, by side, and the number of chunks.
   """
   rng, laps = np.random.default_rng(seed), Laps()
-  starts = rng.integers(10, 500, prompt_count)
   table = episode_table.EpisodeTable(
     places,
-    starts,
+    rng.integers(10, 500, prompt_count),
     np.arange(prompt_count),
     group=group,
     max_new_tokens=max_new_tokens,
@@ -102,81 +231,27 @@ def play(
     schedule=schedule,
     axes=axes,
   )
-  decoding, chunk = np.arange(len(table)), schedule.decode_chunk
-  plain = list(objects.episodes)
-  awaiting, awaiting_plain = decoding[:0], []
-  while len(decoding):
+  ours, theirs = TableSide(table, schedule), ObjectsSide(objects, schedule)
+
+  def both(step: str, *arguments: Any) -> list[Any]:
+    """Times the same step of both sides."""
+    sides = {"table": ours, "objects": theirs}
+    return [laps.timed(name, lambda s=s: getattr(s, step)(*arguments)) for name, s in sides.items()]
+
+  while len(ours.decoding):
     laps.next_chunk()
-    size = table.most_per_device(decoding)
-    slots = laps.timed("table", lambda d=decoding, s=size: table.arrange(d, s))
-    inputs = laps.timed("table", lambda s=slots: table.chunk_inputs(s, all_slots=False))
-    slots_plain = laps.timed("objects", lambda p=plain, s=size: objects.arrange(p, s))
-    inputs_plain = laps.timed("objects", lambda s=slots_plain: objects.chunk_inputs(s))
-    _check(jax.tree.leaves(inputs), inputs_plain)
-    decoded = _draw(rng, inputs.left, chunk)
-    ended = decoded[3]
-    laps.timed("table", lambda s=slots, d=decoded: table.add_replies(s, *d[:3]))
-    laps.timed("objects", lambda s=slots_plain, d=decoded: objects.add_replies(s, *d[:3]))
-
-    def loop(slots=slots, ended=ended, decoding=decoding, awaiting=awaiting) -> Any:
-      finished = slots[(slots >= 0) & ended]
-      decoding = decoding[~np.isin(decoding, finished)]
-      unfinished = finished[table.turn[finished] + 1 < schedule.turns]
-      replies = [table.replies(one) for one in unfinished.tolist()]
-      awaiting = np.concatenate([awaiting, unfinished])
-      now = ~np.isin(awaiting, finished) | (len(awaiting) > len(decoding))
-      return decoding, replies, awaiting[now], awaiting[~now]
-
-    def loop_plain(slots=slots_plain, ended=ended, plain=plain, awaiting=awaiting_plain) -> Any:
-      finished = [one for one, over in zip(slots, ended, strict=True) if one and over]
-      plain = [one for one in plain if one not in finished]
-      unfinished = [one for one in finished if len(one.replies) < schedule.turns]
-      replies = [tuple(map(tuple, one.replies)) for one in unfinished]
-      awaiting = [*awaiting, *unfinished]
-      many = len(awaiting) > len(plain)
-      due = [one for one in awaiting if one not in finished or many]
-      return plain, replies, due, [one for one in awaiting if one not in due]
-
-    decoding, replies, due, awaiting = laps.timed("table", loop)
-    plain, replies_plain, due_plain, awaiting_plain = laps.timed("objects", loop_plain)
-    assert replies == replies_plain
-    assert due.tolist() == [one.number for one in due_plain]
-    shown = {one: make_observation(rng, str(one), axes) for one in due.tolist()}
-    sizes = np.array(
-      [episodes.ObservationSize.from_encoded(one) for one in shown.values()], np.int32
-    ).reshape(-1, 3)
-    indices = {one: _media_index(rng, encoded) for one, encoded in shown.items()}
-
-    def append(due=due, sizes=sizes, shown=shown, indices=indices) -> list[Any]:
-      sent = []
-      most = schedule.append_batch_size
-      for batch in table.append_batches(due, sizes[:, 0], most):
-        arranged = table.arrange(due[batch], most)
-        rows = table.cache_rows(arranged, next_turn=True)
-        sent.append((rows, episode_table.by_slot(table.frames, arranged)))
-        for one in due[batch].tolist():
-          table.add_observation(one, shown[one], indices[one], STRIDE)
-        table.start_next_turn(due[batch], sizes[batch])
-      return sent
-
-    def append_plain(due=due_plain, sizes=sizes, shown=shown, indices=indices) -> list[Any]:
-      sent = []
-      most = schedule.append_batch_size
-      for batch in objects.append_batches(due, sizes[:, 0].tolist(), most):
-        arranged = objects.arrange(batch, most)
-        rows = objects.cache_rows(arranged, lambda one: len(one.replies))
-        seen = np.array([0 if one is None else one.frames for one in arranged], np.int32)
-        sent.append([*rows, seen])
-        for one in batch:
-          one.add_observation(shown[one.number], indices[one.number], STRIDE)
-      return sent
-
-    sent = laps.timed("table", append)
-    sent_plain = laps.timed("objects", append_plain)
-    for ours, theirs in zip(sent, sent_plain, strict=True):
-      _check(jax.tree.leaves(ours), theirs)
-    decoding, plain = np.concatenate([decoding, due]), [*plain, *due_plain]
-    if not len(decoding) and len(awaiting):
+    inputs, plain = both("begin_chunk", table.most_per_device(ours.decoding))
+    _check(jax.tree.leaves(inputs), plain)
+    *decoded, ended = _draw(rng, inputs.left, schedule.decode_chunk)
+    both("add_replies", decoded)
+    due, due_plain = both("find_due", ended)
+    assert due == due_plain
+    sent, sent_plain = both("append", Observations.draw(rng, due[1], axes))
+    for one, other in zip(sent, sent_plain, strict=True):
+      _check(jax.tree.leaves(one), other)
+    ours.go_on()
+    theirs.go_on()
+    if not len(ours.decoding) and len(ours.awaiting):
       raise AssertionError("episodes wait while none is decoded")
   found = {
     side: {
@@ -185,10 +260,8 @@ def play(
     }
     for side, seconds in laps.seconds.items()
   }
-  length, each = int(table.written.max()) + 3, int(table.frames.max()) * STRIDE
   laps.next_chunk()
-  made = laps.timed("table", lambda: table.rollout(None, each, length))
-  wanted = laps.timed("objects", lambda: objects.rollout(each, length))
+  made, wanted = both("rollout", int(table.frames.max()) * STRIDE, int(table.written.max()) + 3)
   _check(_leaves(made), wanted)
   for side, seconds in laps.seconds.items():
     found[side]["rollout_seconds"] = round(seconds[-1], 3)

@@ -68,7 +68,21 @@ class JudgeSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TracesSection:
+class PipelineSection:
+  """A stage that Apache Beam can run."""
+
+  workers: int = field(
+    0,
+    "Processes of an Apache Beam pipeline (extra beam); 0: this process, without Beam.",
+    "[0, inf)",
+  )
+  beam: tuple[str, ...] = field(
+    (), "Beam's own options, to choose another runner; (): the runner of this machine."
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TracesSection(PipelineSection):
   """Writing supervised traces, by --mode=traces (docs/traces.md)."""
 
   CHANGE: ClassVar[str] = "any time"
@@ -98,14 +112,6 @@ class TracesSection:
   in_flight: int = field(16, "Most requests at the same time (openai).", "[1, inf)")
   retries: int = field(4, "Most further requests after one that failed (openai).", "[0, inf)")
   timeout: float = field(120.0, "Seconds that a request may take (openai).", "(0, inf)")
-  workers: int = field(
-    0,
-    "Processes of an Apache Beam pipeline (extra beam); 0: this process, without Beam.",
-    "[0, inf)",
-  )
-  beam: tuple[str, ...] = field(
-    (), "Beam's own options, to choose another runner; (): the runner of this machine."
-  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,7 +207,7 @@ class MaskFilterSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConstructSection:
+class ConstructSection(PipelineSection):
   """Making questions about a masked future, by --mode=construct (docs/moss_video.md)."""
 
   CHANGE: ClassVar[str] = "any time"
@@ -306,14 +312,6 @@ class ConstructSection:
     0,
     "Most requests of a process, retries included, counted anew at each start; 0: no limit.",
     "[0, inf)",
-  )
-  workers: int = field(
-    0,
-    "Processes of an Apache Beam pipeline (extra beam); 0: this process, without Beam.",
-    "[0, inf)",
-  )
-  beam: tuple[str, ...] = field(
-    (), "Beam's own options, to choose another runner; (): the runner of this machine."
   )
 
 

@@ -231,7 +231,9 @@ def test_workers_share_what_an_endpoint_is_asked_at_a_time_and_a_minute(tmp_path
   )
   config = ml_collections.FrozenConfigDict(made)
   with pytest.raises(errors.InputError, match="enough"):
-    traces_beam.decide_one(chunk, traces_beam.Job(config=config, workdir=tmp_path, output=tmp_path))
+    traces_beam.decide_one(
+      chunk, traces_beam.TracesJob(config=config, workdir=tmp_path, output=tmp_path)
+    )
   assert asked == [(6, 12.0)]
 
 

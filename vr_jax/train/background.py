@@ -1,11 +1,28 @@
-"""Writes files on another thread, in order, while the next step runs."""
+"""Work on other threads: what goes on beside a run, and files that are written in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
+import contextlib
 import threading
 from typing import Any
 
 _MOST = 16  # writes that wait
+
+
+@contextlib.contextmanager
+def beside(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
+  """Runs work(stop) on a thread; at the end sets `stop`, at which work returns, and waits for it.
+
+  A process that ends otherwise does not wait for the thread. name: of the thread.
+  """
+  stop = threading.Event()
+  thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()
 
 
 class BackgroundWriter:

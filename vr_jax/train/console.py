@@ -9,6 +9,7 @@ with console.heartbeat():                       # lines that say where the run i
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import io
 import sys
 import threading
@@ -22,6 +23,7 @@ from rich import text as rich_text
 
 from vr_jax import durations, errors
 from vr_jax.parallel import absent_tpu
+from vr_jax.train import background
 
 Tick = Callable[..., None]
 
@@ -173,17 +175,11 @@ def heartbeat(*, stream: io.TextIOBase | TextIO | None = None) -> Iterator[None]
     return
   global _last_line
   _last_line = time.monotonic()  # that of an earlier run in this process may be long ago
-  stop = threading.Event()
-  thread = threading.Thread(target=_beat, args=(stop, stream), name="heartbeat", daemon=True)
-  thread.start()
-  try:
+  with background.beside("heartbeat", functools.partial(_beat, stream)):
     yield
-  finally:
-    stop.set()
-    thread.join()
 
 
-def _beat(stop: threading.Event, stream: io.TextIOBase | TextIO | None) -> None:
+def _beat(stream: io.TextIOBase | TextIO | None, stop: threading.Event) -> None:
   while not stop.wait(min(0.5, MINUTE / 4)):
     where, activity = stream or _line_stream(), _innermost()
     if where is None:

@@ -23,7 +23,7 @@ import jax
 
 from vr_jax import atomic, durations, errors, goodput, process_state
 from vr_jax.parallel import processes
-from vr_jax.train import console
+from vr_jax.train import background, console
 
 PERIOD = 5.0  # seconds between two files
 LONG_GONE = 3600.0  # seconds without a new file after which a process of another host has ended
@@ -93,11 +93,10 @@ def watched(workdir: Path, hang_timeout: float) -> Iterator[None]:
     alive = max((each.time for each in before), default=0.0)
     goodput.note(workdir, "start", time=_started(), alive=alive)
   watch.write("running")
-  thread = threading.Thread(target=watch.run, name="health", daemon=True)
-  thread.start()
   state, error = "done", ""
   try:
-    yield
+    with background.beside("health", watch.run):
+      yield
   except errors.Preempted as preempted:
     state, error = "preempted", str(preempted)
     raise
@@ -105,8 +104,6 @@ def watched(workdir: Path, hang_timeout: float) -> Iterator[None]:
     state, error = "failed", errors.printable(str(failure) or type(failure).__name__)
     raise
   finally:
-    watch.stop.set()
-    thread.join()
     watch.write(state, error)
     if processes.is_first():
       goodput.note(workdir, "end", state=state)
@@ -160,15 +157,14 @@ class _HealthWatch:
   """The thread that writes the file and looks at the clock."""
 
   def __init__(self, workdir: Path, hang_timeout: float) -> None:
-    self.stop = threading.Event()
     self._workdir, self._hang_timeout = workdir, hang_timeout
     self._host, self._process = socket.gethostname(), jax.process_index()
 
-  def run(self) -> None:
+  def run(self, stop: threading.Event) -> None:
     """Writes every PERIOD, until the watch is stopped or nothing has happened for too long."""
     last, since = console.progress_mark(), time.monotonic()
     places, next_look, silence = None, since, _SilenceWatch(self._workdir, self._process)
-    while not self.stop.wait(PERIOD):
+    while not stop.wait(PERIOD):
       mark = console.progress_mark()
       if mark != last:
         last, since = mark, time.monotonic()

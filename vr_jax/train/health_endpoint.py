@@ -17,6 +17,7 @@ import jax
 
 from vr_jax import errors, process_state, status
 from vr_jax.parallel import processes
+from vr_jax.train import background
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _AGE = 30.0  # seconds for which the lines of the status are good: they take long to make
@@ -41,14 +42,13 @@ def served(workdir: Path, address: str, port: int) -> Iterator[None]:
       f"--config.log.health_port={port}: can't listen at {address}:{port}: "
       f"{error.strerror or error}; choose another, or 0 for none"
     ) from error
-  thread = threading.Thread(target=listener.serve_forever, name="health endpoint", daemon=True)
-  thread.start()
-  try:
+
+  def answer_until(stop: threading.Event) -> None:
+    while not stop.is_set():
+      listener.handle_request()
+
+  with listener, background.beside("health endpoint", answer_until):
     yield
-  finally:
-    listener.shutdown()
-    listener.server_close()
-    thread.join()
 
 
 def is_well(states: Sequence[process_state.ProcessState], count: int, now: float) -> bool:
@@ -63,6 +63,7 @@ class _Listener(server.ThreadingHTTPServer):
   """Answers at an address; the answers of a moment are the same for all who ask."""
 
   daemon_threads = True
+  timeout = 0.5  # seconds without a request after which it looks whether to stop
 
   def __init__(self, address: str, port: int, workdir: Path) -> None:
     super().__init__((address, port), _Handler)

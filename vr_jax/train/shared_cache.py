@@ -18,7 +18,7 @@ import jax
 
 from vr_jax import atomic
 from vr_jax.parallel import processes
-from vr_jax.train import compilations, console
+from vr_jax.train import background, compilations, console
 
 PERIOD = 60.0  # seconds between two copies to the workdir
 _SETTLED = 5.0  # seconds after which JAX has finished writing an entry
@@ -53,19 +53,15 @@ def synchronized(local: Path, workdir: Path) -> Iterator[None]:
   if not processes.is_first():
     yield
     return
-  stop = threading.Event()
 
-  def copy_now_and_then() -> None:
+  def copy_now_and_then(stop: threading.Event) -> None:
     while not stop.wait(PERIOD):
       copy_missing(local, shared, settled=_SETTLED)
 
-  thread = threading.Thread(target=copy_now_and_then, name="shared cache", daemon=True)
-  thread.start()
   try:
-    yield
+    with background.beside("shared cache", copy_now_and_then):
+      yield
   finally:
-    stop.set()
-    thread.join()
     copy_missing(local, shared)
 
 

@@ -1,9 +1,6 @@
-"""Runs the construct stage as an Apache Beam pipeline (extra `beam`).
+"""Runs the construct stage as a pipeline: its workers read states, make and filter questions.
 
-    Create(chunks) -> Reshuffle -> Map(read states, make and filter questions, write)
-
-Each chunk is one file with or without Beam, so an interrupted stage can resume either way. Replies
-of a model are kept by all workers in the same directory.
+Replies of a model are kept by all workers in the same directory.
 """
 
 from collections.abc import Sequence
@@ -13,7 +10,7 @@ from pathlib import Path
 
 import ml_collections
 
-from vr_jax.traces import beam
+from vr_jax.traces import pipeline
 from vr_jax.traces.construct import chunk_work
 
 
@@ -33,14 +30,13 @@ def work(
   Raises:
     InputError: Beam is not installed, or a worker raised it.
   """
-  module, options = beam.import_beam("config.construct", section.workers, section.beam)
   job = ConstructJob(section=ml_collections.FrozenConfigDict(section), output=output)
-  beam.run_pipeline(module, options, chunks, work_one, job, problem=output / "problem.json")
+  pipeline.Pipeline.load(section, "construct").run(chunks, work_one, job, output)
 
 
 def work_one(chunk: chunk_work.CaptionChunk, job: ConstructJob) -> None:
   """Does one chunk in a worker."""
-  beam.noting_problem(job.output / "problem.json", lambda: _load_worker(job).work(chunk))
+  _load_worker(job).work(chunk)
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ import numpy as np
 
 from vr_jax import atomic, errors, plain_json, schema
 from vr_jax.data import annotations, ingest, trace_store
-from vr_jax.traces import beam as traces_beam
+from vr_jax.traces import pipeline
 from vr_jax.traces.construct import asker, assembly, beam, chunk_work, video_files
 from vr_jax.traces.construct import captions as captions_lib
 from vr_jax.train import console
@@ -46,7 +46,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   section = config.construct
   output = Path(section.directory) if section.directory else workdir / "construct"
   if section.workers:
-    traces_beam.import_beam("config.construct", section.workers, section.beam)
+    pipeline.Pipeline.load(section, "construct")
   source = _caption_file(config, output)
   trace_store.claim(
     output, _about(config, source), field="config.construct.directory", what="questions"
