@@ -64,8 +64,9 @@ class Pipeline:
     beam = self.beam
     try:
       with beam.Pipeline(options=self.options) as pipeline:
-        _ = pipeline | beam.Create(chunks) | beam.Reshuffle() | beam.Map(noted, job)
-    except RuntimeError as error:  # what a runner raises for any exception in a worker
+        _ = pipeline | beam.Create(chunks) | beam.Reshuffle() | "work" >> beam.Map(noted, job)
+    # What a runner raises for any exception in a worker: its own, or that one with more words.
+    except (RuntimeError, errors.InputError) as error:
       if problem.is_file():
         raise errors.InputError(json.loads(problem.read_text())) from error
       raise
