@@ -7,7 +7,7 @@ So here a layer is cut out of the bits, inside of the loop, and `layers.project`
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax import lax
@@ -65,7 +65,7 @@ def _frozen_layer_bits(
 
 
 @_frozen_layer_bits.defjvp
-def _refuse_gradient(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> None:
+def _refuse_gradient(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> NoReturn:
   """Is called where a derivative by the stack is asked for, and not where it is a constant."""
   del primals, tangents
   raise ValueError(
