@@ -1,7 +1,7 @@
 """Compares the plan of a recipe with the least that its chips allow, and with what others publish.
 
     python -m benchmarks.limits [--config=configs/RECIPE.py:SIZE --topology=SLICE] [--layers=N]
-      [--quick] [--json] [--config.x=y …]
+      [--floor] [--quick] [--json] [--config.x=y …]
 
 Compiles the programs of an RL step for a slice that is not there, as launch/plan.py does; without
 --config it plans MOSS-ChatV 7b with 64 frames on v5p-16. Prints seconds of an RL step:
@@ -15,23 +15,25 @@ ratio    the longer of plan and XLA, over the floor
 
 and from the longer of both: tokens a second, and the update's share of peak FLOPs (MFU). None of
 it is a measurement, and all of it leaves out what a plan leaves out. --layers keeps that many
-layers of the text model: quick, but not what the model takes.
+layers of the text model: quick, but not what the model takes. --floor compiles nothing and prints
+the floors alone.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import sys
 from typing import Any
 
 import jax.numpy as jnp
+import ml_collections
 
-from launch import analysis, report, topology
+from launch import analysis, programs, report, topology
 from vr_jax import errors
 from vr_jax import main as vr_jax
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import config_checks, model_setup
+from vr_jax.train import config_checks, model_setup, step_shapes
 
 DEFAULT = (
   "--config=configs/moss_chatv.py:7b",
@@ -163,14 +165,34 @@ def bytes_of_a_token(plan: analysis.SlicePlan) -> float:
   return (weights + keys) * jnp.dtype(plan.model.dtype).itemsize
 
 
-def floor_seconds(plan: analysis.SlicePlan, part: analysis.ProgramPart) -> float:
-  """The least that the slice needs for one run of a part."""
+def floor_seconds(plan: analysis.SlicePlan, name: str, work: analysis.CountedFlops) -> float:
+  """The least that the slice needs for one run of the part of that name."""
   devices, chip = len(plan.slice.devices), plan.slice.chip
-  seconds = part.work.model / devices / chip.peak
-  if part.name != "decode":
+  seconds = work.model / devices / chip.peak
+  if name != "decode":
     return seconds
   steps = plan.config.turns.decode_chunk if plan.step_shapes.later else plan.step_shapes.time
   return max(seconds, steps * bytes_of_a_token(plan) / devices / chip.bandwidth)
+
+
+def floors(config: ml_collections.ConfigDict, where: topology.Slice) -> dict[str, float]:
+  """Seconds of an RL step that the slice needs at least, by part; nothing is compiled."""
+  mesh = mesh_lib.make_mesh(config.mesh, where.devices)
+  model = model_setup.model_of(config)
+  shapes = step_shapes.make_step_shapes(config, model)
+  plan = analysis.SlicePlan(
+    config=config,
+    model=model,
+    slice=where,
+    mesh=dict(mesh.shape),
+    step_shapes=shapes,
+    analyses=(),
+  )
+  return {
+    name: program.runs_per_step * floor_seconds(plan, name, work)
+    for program in programs.programs_of_step(config, model, mesh, shapes)
+    for name, work in analysis.count_work(program, config, model, shapes).items()
+  }
 
 
 def compute(plan: analysis.SlicePlan) -> StepLimits:
@@ -181,7 +203,7 @@ def compute(plan: analysis.SlicePlan) -> StepLimits:
   rows = [
     Row(
       name=part.name,
-      floor=runs * floor_seconds(plan, part),
+      floor=runs * floor_seconds(plan, part.name, part.work),
       plan=runs * part.roofline.seconds,
       schedule=runs * part.roofline.schedule,
     )
@@ -244,6 +266,13 @@ def as_text(title: str, plan: analysis.SlicePlan, limits: StepLimits) -> str:
   return "\n".join(lines)
 
 
+def floors_as_text(title: str, where: topology.Slice, least: Mapping[str, float]) -> str:
+  """One row of a table, as Markdown, with its head."""
+  cells = [f"{title}, {where.name}", *(f"{x:.2f}" for x in (*least.values(), sum(least.values())))]
+  heads = ["floor, s of an RL step", *least, "step"]
+  return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), cells))
+
+
 def _row(row: Row, ratio: float) -> str:
   return f"| {row.name} | {row.floor:.3f} | {row.plan:.3f} | {row.schedule:.3f} | {ratio:.2f} |"
 
@@ -273,6 +302,7 @@ def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(prog="benchmarks.limits", allow_abbrev=False)
   parser.add_argument("--topology", default="v5p-16", help=topology.known())
   parser.add_argument("--layers", type=int, default=0, help="text layers; 0: all")
+  parser.add_argument("--floor", action="store_true", help="compile nothing; floors alone")
   parser.add_argument("--quick", action="store_true", help="compile with little effort")
   parser.add_argument("--json", action="store_true", help="print one JSON line")
   options, rest = parser.parse_known_args(argv)
@@ -283,6 +313,11 @@ def main(argv: Sequence[str]) -> None:
   config_checks.check(config)
   where = topology.find(options.topology)
   config = model_setup.clamp_microbatches(config, mesh_lib.make_mesh(config.mesh, where.devices))
+  title = (chosen or DEFAULT)[0].removeprefix("--config=").removeprefix("configs/")
+  if options.floor:
+    least = floors(config, where)
+    print(json.dumps(least) if options.json else floors_as_text(title, where, least))
+    return
   plan = analysis.analyse(
     config,
     where,
@@ -290,7 +325,6 @@ def main(argv: Sequence[str]) -> None:
     progress=lambda line: print(line, file=sys.stderr, flush=True),
   )
   limits = compute(plan)
-  title = (chosen or DEFAULT)[0].removeprefix("--config=").removeprefix("configs/")
   print(json.dumps(as_json(plan, limits)) if options.json else as_text(title, plan, limits))
 
 

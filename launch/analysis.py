@@ -170,7 +170,7 @@ def analyse(
   expected = expected_time.ExpectedTime([program.name for program in chosen])
   for program in chosen:
     progress(f"compiling {program.name} for {where.name} ({expected})")
-    work = _work(program, config, model, shapes)
+    work = count_work(program, config, model, shapes)
     analyses.append(examine(program, where, mesh, work, options=options, blame=blame))
     expected.finish(program.name)
   return SlicePlan(
@@ -195,7 +195,7 @@ def _shallow(model: Any, layers: int) -> Any:
   return dataclasses.replace(model, text=dataclasses.replace(model.text, num_hidden_layers=layers))
 
 
-def _work(
+def count_work(
   program: programs.Program,
   config: ml_collections.ConfigDict,
   model: interface.ModelConfig,

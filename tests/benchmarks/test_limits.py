@@ -106,9 +106,23 @@ def test_decoding_has_to_read_what_its_few_products_need():
   decode = part("decode", 1.0, 1.0, model=1.0)
   plan = planned(program(decode))
   needed = 16 * limits.bytes_of_a_token(plan) / 4 / CHIP.bandwidth
-  assert limits.floor_seconds(plan, decode) == pytest.approx(needed)
+  assert limits.floor_seconds(plan, decode.name, decode.work) == pytest.approx(needed)
   prefill = part("prefill", 1.0, 1.0, model=ABLE)
-  assert limits.floor_seconds(plan, prefill) == pytest.approx(1.0)
+  assert limits.floor_seconds(plan, prefill.name, prefill.work) == pytest.approx(1.0)
+
+
+def test_floors_need_no_compiler_and_count_every_program():
+  config = nano.config(model__dtype="bfloat16", rl__kl_weight=0.04, rl__num_iterations=2)
+  one = topology.Slice(name="one", chip=CHIP, sides=(1, 1), devices=jax.devices()[:1])
+  least = limits.floors(config, one)
+  scores = ["reference log-probs", "policy log-probs"]
+  assert [*least] == ["encoder", "prefill", "decode", *scores, "train step"]
+  # Forward and twice as much backward, in two iterations; the frozen tower runs in neither.
+  assert least["train step"] == pytest.approx(2 * 3 * least["policy log-probs"])
+  assert least["decode"] == pytest.approx(16 * limits.bytes_of_a_token(planned()) / CHIP.bandwidth)
+  table = limits.floors_as_text("tiny", one, least).splitlines()
+  assert [line.count("|") for line in table] == [9, 9, 9]
+  assert table[-1].startswith("| tiny, one |")
 
 
 def test_a_plan_without_room_has_no_limits():
