@@ -112,7 +112,9 @@ def test_decoding_has_to_read_what_its_few_products_need():
 
 
 def test_floors_need_no_compiler_and_count_every_program():
-  config = nano.config(model__dtype="bfloat16", rl__kl_weight=0.04, rl__num_iterations=2)
+  config = nano.config(
+    model__dtype="bfloat16", model__freeze_vision=True, rl__kl_weight=0.04, rl__num_iterations=2
+  )
   one = topology.Slice(name="one", chip=CHIP, sides=(1, 1), devices=jax.devices()[:1])
   least = limits.floors(config, one)
   scores = ["reference log-probs", "policy log-probs"]
