@@ -31,7 +31,7 @@ class EveryPair(attention_splash.RepliesMask):
 def main() -> None:
   """Prints a JSON line."""
   parser = argparse.ArgumentParser()
-  parser.add_argument("--tokens", type=int, default=67_584, help="a multiple of 128")
+  parser.add_argument("--tokens", type=int, default=67_584, help="a multiple of 512")
   parser.add_argument("--heads", type=int, default=28)
   given = parser.parse_args()
   about = measure.About()
@@ -40,7 +40,7 @@ def main() -> None:
   for name, kind in sides.items():
     mask = kind(group=1, time=given.tokens, keys=given.tokens)
     start = time.perf_counter()
-    attention_splash.make_kernel(mask, given.heads, interpret=True)
+    attention_splash.make_kernel(mask, given.heads, (512, 512), interpret=True)
     seconds[name] = round(time.perf_counter() - start, 2)
   print(
     json.dumps(

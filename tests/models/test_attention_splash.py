@@ -1,9 +1,13 @@
-"""Masks of the splash kernel; its results: test_qwen2_5_vl_attention.py."""
+"""Masks and blocks of the splash kernel; its results: test_qwen2_5_vl_attention.py."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vr_jax.models.common import attention_splash
+from vr_jax.models.common import attention_splash, attention_xla
 
 # Prompts, replies of all sizes, parts of replies, with keys between the prefix and the replies.
 MASKS = [
@@ -42,3 +46,49 @@ def test_of_a_long_prompt_only_blocks_with_an_edge_are_computed_pair_by_pair():
   starts = range(0, 65536, 1024)
   parts = [mask[row : row + 1024, column : column + 1024] for row in starts for column in starts]
   assert sum(part.size > 1 for part in parts) == len(starts)
+
+
+@pytest.mark.parametrize(
+  ("parts", "block"),
+  [
+    ((8448,), 512),  # blocks of 256 divide it, but are four times as many
+    ((8448, 8192), 512),
+    ((8448, 256), 512),
+    ((67584,), 512),
+    ((640,), 128),
+    ((256, 1024), 256),
+    ((40,), 128),
+    ((200,), 256),
+    ((4096, 40), 256),
+  ],
+)
+def test_blocks_are_as_large_as_a_little_padding_allows(parts, block):
+  assert attention_splash.choose_block(*parts) == block
+
+
+@pytest.mark.parametrize(("group", "time"), [(2, 260), (3, 250)])
+def test_a_long_prompt_and_its_replies_are_padded_apart(group, time):
+  """Against plain products; only some tokens are valid, and their gradients are compared, too."""
+  prefix, rng = 1000, np.random.default_rng(0)  # to 1,024; 520 replies' tokens to 640, 750 to 768
+
+  def draw(*shape):
+    return rng.standard_normal((1, *shape, 1, 8), np.float32)
+
+  arrays = draw(group, time), draw(prefix), draw(prefix), draw(group, time), draw(group, time)
+  prefix_valid = jnp.arange(prefix)[None] < 990
+  own_valid = jnp.arange(time) < jnp.array([time, 7, time])[None, :group, None]
+
+  def loss(attend, query, prefix_key, prefix_value, key, value):
+    blocks = (prefix_key, prefix_value, prefix_valid, key, value, own_valid)
+    mixed = attend(query, *blocks, jnp.arange(time))
+    mixed = jnp.where(own_valid[..., None, None], mixed, 0)
+    return (mixed * jnp.cos(jnp.arange(mixed.size).reshape(mixed.shape))).sum(), mixed
+
+  def both(attend):
+    gradients = jax.grad(functools.partial(loss, attend), argnums=range(5), has_aux=True)
+    return jax.jit(gradients)(*arrays)
+
+  found = both(functools.partial(attention_splash.attend_replies, interpret=True))
+  expected = both(attention_xla.attend_replies)
+  for mine, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))

@@ -303,7 +303,7 @@ def test_the_kernel_computes_the_blocks_that_a_row_of_prompt_and_replies_sees_an
     pairs = mask[:, :]
     seen += pairs.sum()
     blocks = pairs.reshape(len(pairs) // block, block, -1, block).any(axis=(1, 3))
-    kernel = attention_splash.make_kernel(mask, 1, True)
+    kernel = attention_splash.make_kernel(mask, 1, (block, block), interpret=True)
     passes = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
     assert [np.count_nonzero(info.block_mask) for info in passes] == [blocks.sum()] * 3
     computed.append(blocks.sum())

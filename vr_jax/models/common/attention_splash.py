@@ -5,6 +5,9 @@ what depends on shapes: causal order, which reply a token belongs to. The replie
 row of queries: each attends to the whole prefix and, causally, to itself. So the prefix is neither
 copied for each reply nor merged with it afterwards.
 
+Queries and keys are padded to whole blocks, the prefix apart from the replies, so that few blocks
+of replies are masked in part.
+
 Source: jax.experimental.pallas.ops.tpu.splash_attention.
 """
 
@@ -20,8 +23,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-# Queries or keys in a block, the largest that divides their number; vector memory allows these.
+# Queries or keys in a block; vector memory allows these.
 BLOCKS = (512, 256, 128)
+# Larger blocks are used where filling up the last ones adds at most this fraction, or no more than
+# filling up the smallest.
+PADDING = 1 / 16
 UNSEEN = -(2**30)  # segment of the keys that pad the last block
 KEPT = "attention"  # name by which a rematerialisation policy keeps what the backward kernel needs
 
@@ -98,17 +104,19 @@ def attend_segments(
   interpret: emulate the kernel, on any platform.
   """
   queries, keys = query.shape[1], key.shape[1]
-  fill = (-queries % BLOCKS[-1], -keys % BLOCKS[-1])
+  blocks = choose_block(queries), choose_block(keys)
+  fill = (-queries % blocks[0], -keys % blocks[1])
 
   def from_place(first: int) -> Array:
     mask = mask_lib.FullMask((queries + fill[0], keys + fill[1]))
     if causal:
       jump = keys - 2 * first - queries if folded else 0
       mask = RepliesMask(group=1, time=queries, keys=keys, first=first, jump=jump, fill=fill)
-    return _run(query, key, value, query_segment, key_segment, mask, interpret=interpret)
+    arrays = (query, key, value, query_segment, key_segment)
+    return _run(*arrays, mask, blocks, interpret=interpret)
 
-  blocks = 2 if folded else 1
-  return _by_part(from_place, index, keys // queries if causal else 1, queries // blocks)
+  runs = 2 if folded else 1  # of successive queries
+  return _by_part(from_place, index, keys // queries if causal else 1, queries // runs)
 
 
 def attend_replies(
@@ -129,22 +137,24 @@ def attend_replies(
   """
   batch, group, time = query.shape[:3]
   rows = query.reshape(batch, group * time, *query.shape[3:])
-  key, value, valid = (
-    jnp.concatenate([prefix, own.reshape(batch, -1, *own.shape[3:])], axis=1)
-    for prefix, own in (
-      (prefix_key, own_key),
-      (prefix_value, own_value),
-      (prefix_valid, own_valid),
-    )
-  )
-  keys = own_key.shape[2]
-  fill = (-rows.shape[1] % BLOCKS[-1], -key.shape[1] % BLOCKS[-1])
+  prefix, keys = prefix_key.shape[1], own_key.shape[2]
+  blocks = choose_block(group * time), choose_block(prefix, group * keys)
+  fill = (-group * time % blocks[0], -group * keys % blocks[1])
+  between = -prefix % blocks[1]  # so that replies begin with a block
+
+  def join(prefix: Array, own: Array) -> Array:
+    padded = jnp.pad(prefix, ((0, 0), (0, between), *[(0, 0)] * (prefix.ndim - 2)))
+    return jnp.concatenate([padded, own.reshape(batch, -1, *own.shape[3:])], axis=1)
+
+  key, value = join(prefix_key, own_key), join(prefix_value, own_value)
+  segment = join(prefix_valid.astype(jnp.int32), own_valid.astype(jnp.int32))
 
   def from_place(first: int) -> Array:
-    prefix = prefix_key.shape[1]
-    mask = RepliesMask(group=group, time=time, keys=keys, prefix=prefix, first=first, fill=fill)
+    mask = RepliesMask(
+      group=group, time=time, keys=keys, prefix=prefix + between, first=first, fill=fill
+    )
     seeing = jnp.ones(rows.shape[:2], jnp.int32)
-    return _run(rows, key, value, seeing, valid.astype(jnp.int32), mask, interpret=interpret)
+    return _run(rows, key, value, seeing, segment, mask, blocks, interpret=interpret)
 
   return _by_part(from_place, index, keys // time, time).reshape(query.shape)
 
@@ -169,6 +179,7 @@ def _run(
   query_segment: Int[Array, "batch queries"],
   key_segment: Int[Array, "batch keys"],
   mask: mask_lib.Mask,
+  blocks: tuple[int, int],
   *,
   interpret: bool,
 ) -> Float[Array, "batch queries heads head_dim"]:
@@ -183,17 +194,30 @@ def _run(
   query = query * query.shape[-1] ** -0.5
   wide = ((0, 0), (0, more), (0, 0), (0, 0)), ((0, 0), (0, more_keys), (0, 0), (0, 0))
   arrays = (jnp.pad(query, wide[0]), jnp.pad(key, wide[1]), jnp.pad(value, wide[1]))
-  kernel = make_kernel(mask, query.shape[2], interpret)
+  kernel = make_kernel(mask, query.shape[2], blocks, interpret=interpret)
   # Without residuals the kernel returns one array.
   mixed = cast(Array, jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments))
   return mixed.swapaxes(1, 2)[:, :length].astype(value.dtype)
 
 
+def choose_block(*parts: int) -> int:
+  """The largest block for queries or keys that takes little padding.
+
+  parts: numbers of queries or keys, of which each is padded to whole blocks.
+  """
+
+  def padding(block: int) -> int:
+    return sum(-part % block for part in parts)
+
+  most = max(padding(BLOCKS[-1]), PADDING * sum(parts))
+  return next(block for block in BLOCKS if padding(block) <= most)
+
+
 def make_kernel(
-  mask: mask_lib.Mask, heads: int, interpret: bool
+  mask: mask_lib.Mask, heads: int, blocks: tuple[int, int], *, interpret: bool
 ) -> kernel_lib.SplashAttentionKernel:
-  """Makes the kernel of a mask whose sides are multiples of the smallest block."""
-  rows, keys = (next(block for block in BLOCKS if length % block == 0) for length in mask.shape)
+  """Makes the kernel of a mask whose sides are multiples of those of a block."""
+  rows, keys = blocks
   sizes = kernel_lib.BlockSizes(
     block_q=rows,
     block_kv=keys,
