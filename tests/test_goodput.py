@@ -71,7 +71,8 @@ def test_what_is_written_is_read_but_for_a_line_that_a_kill_cut(tmp_path):
   goodput.note(tmp_path, "stage", stage="rl", first=1)
   assert goodput.read(tmp_path) is None
   values = {"perf/time/step": 3.0, "perf/time/data": 1.0, "perf/compilation_time": 0.5}
-  goodput.note_step(tmp_path, "rl", 1, values)
+  with goodput.open_file(tmp_path) as file:
+    goodput.note_step(file, "rl", 1, values)
   path = tmp_path / "health" / "times.jsonl"
   line = json.loads(path.read_text().strip().splitlines()[-1])
   assert line["lost"]["waiting for data"] == 1.0
@@ -83,7 +84,8 @@ def test_what_is_written_is_read_but_for_a_line_that_a_kill_cut(tmp_path):
   ):
     with path.open("a") as file:
       file.write(damage)
-    goodput.note_step(tmp_path, "rl", 2, {"perf/time/step": 1.0})
+    with goodput.open_file(tmp_path) as file:
+      goodput.note_step(file, "rl", 2, {"perf/time/step": 1.0})
   found = goodput.read(tmp_path)
   assert found is not None
   assert found.counted == pytest.approx(1.5 + 1.0)

@@ -1,7 +1,13 @@
-"""Atomic writes: a file or directory is written under a partial name, then renamed."""
+"""Atomic writes: a file or directory is written under a partial name, then renamed.
+
+A bucket without hierarchical namespace, mounted, renames no directory that holds anything, or moves
+its files one after the other. So a mark beside it says that a directory is complete and only has
+to get its name: after a kill `finish_move` goes on, and until then readers don't take it as whole.
+"""
 
 from collections.abc import Iterable, Iterator
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,6 +18,10 @@ from typing import Any
 from vr_jax.errors import InputError
 
 PARTIAL = ".partial"  # suffix of files and directories that are still being written
+MOVING = ".moving"  # suffix of the mark of a directory that gets its name; it holds the old one
+# What systems say that don't rename a directory, or find a part of it in its place already.
+_NO_RENAME = (errno.EMFILE, errno.ENOSYS, errno.EOPNOTSUPP)
+_BEGUN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 @contextlib.contextmanager
@@ -26,17 +36,79 @@ def directory(final: Path) -> Iterator[Path]:
   """
   partial = final.with_name(final.name + PARTIAL)
   try:
+    finish_move(final)
     if partial.exists():
       shutil.rmtree(partial)
     partial.mkdir(parents=True)
     yield partial
-    os.replace(partial, final)
+    move_directory(partial, final)
   except OSError as error:
-    raise InputError(
-      f"{final}: cannot be written ({error.strerror or error}); nothing was kept"
-    ) from error
+    kept = "the same command goes on" if _mark(final).exists() else "nothing was kept"
+    raise InputError(f"{final}: cannot be written ({error.strerror or error}); {kept}") from error
   finally:
-    shutil.rmtree(partial, ignore_errors=True)
+    if not _mark(final).exists():
+      shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_directory(partial: Path, final: Path) -> None:
+  """Gives a complete directory its name, of the same parent; an empty one there is replaced.
+
+  Raises OSError. If it was raised halfway, `finish_move` goes on.
+  """
+  mark_move(partial, final)
+  finish_move(final)
+
+
+def mark_move(partial: Path, final: Path) -> None:
+  """Notes that a directory is complete and gets another name. Raises OSError."""
+  if final.is_dir() and any(final.iterdir()):
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(final))
+  with file(_mark(final)) as mark:
+    mark.write_text(partial.name)
+
+
+def is_refusal(error: OSError) -> bool:
+  """Whether a directory could not be renamed because the system renames none."""
+  return error.errno in _NO_RENAME
+
+
+def finish_move(final: Path) -> None:
+  """Ends what a killed `move_directory` has begun, if anything. One process at a time calls it.
+
+  Raises OSError.
+  """
+  mark = _mark(final)
+  if not mark.is_file():
+    return
+  partial = final.with_name(Path(mark.read_text()).name or PARTIAL)
+  if partial.is_dir():
+    try:
+      os.replace(partial, final)
+    except OSError as error:
+      if not (is_refusal(error) or error.errno in _BEGUN):
+        raise
+      _move_files(partial, final)
+  mark.unlink()
+
+
+def is_whole(final: Path) -> bool:
+  """Whether a directory is there and has all that was moved to it."""
+  return final.is_dir() and not _mark(final).exists()
+
+
+def _mark(final: Path) -> Path:
+  return final.with_name(final.name + MOVING)
+
+
+def _move_files(partial: Path, final: Path) -> None:
+  for path in sorted(partial.rglob("*")):
+    target = final / path.relative_to(partial)
+    if path.is_dir():
+      target.mkdir(parents=True, exist_ok=True)
+    else:
+      target.parent.mkdir(parents=True, exist_ok=True)
+      os.replace(path, target)
+  shutil.rmtree(partial)
 
 
 @contextlib.contextmanager

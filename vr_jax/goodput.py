@@ -9,11 +9,12 @@ Process 0 appends a line to <workdir>/health/times.jsonl at each of these events
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 from vr_jax import durations, plain_json
 
@@ -39,23 +40,34 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {  # by event
 
 def note(workdir: Path, event: str, **about: Any) -> None:
   """Appends an event that happens now, or at `time`. A disk that is full loses it."""
+  with contextlib.suppress(OSError), open_file(workdir) as file:
+    _write(file, event, about)
+
+
+def open_file(workdir: Path) -> BinaryIO:
+  """Opens the file for `note_step`. Raises OSError."""
+  (workdir / _FILE).parent.mkdir(parents=True, exist_ok=True)
+  return (workdir / _FILE).open("ab", buffering=0)
+
+
+def _write(file: BinaryIO, event: str, about: Mapping[str, Any]) -> None:
   # An earlier line that a kill has cut must not take this one with it.
-  line = "\n" + json.dumps({"event": event, "time": time.time(), **about})
-  try:
-    (workdir / _FILE).parent.mkdir(parents=True, exist_ok=True)
-    with (workdir / _FILE).open("a", encoding="utf-8") as file:
-      file.write(line + "\n")
-  except OSError:
-    pass
+  file.write(f"\n{json.dumps({'event': event, 'time': time.time(), **about})}\n".encode())
 
 
-def note_step(workdir: Path, stage: str, step: int, values: Mapping[str, float]) -> None:
-  """Appends the end of a step. values: its metrics."""
+def note_step(file: BinaryIO, stage: str, step: int, values: Mapping[str, float]) -> None:
+  """Appends the end of a step. A disk that is full loses it.
+
+  file: of `open_file`, kept open: a mounted bucket writes all of it again when it is closed.
+  values: metrics of the step.
+  """
   lost: dict[str, float] = {}
   for name, cause in _LOST.items():
     lost[cause] = lost.get(cause, 0.0) + float(values.get(name, 0.0))
   seconds = float(values.get("perf/time/step", 0.0))
-  note(workdir, "step", stage=stage, step=step, seconds=seconds, lost=lost)
+  about = {"stage": stage, "step": step, "seconds": seconds, "lost": lost}
+  with contextlib.suppress(OSError):
+    _write(file, "step", about)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -139,6 +139,7 @@ def ingest(
   files = video_file.find(videos)
   hashes = _hash_annotations(annotations)
   inputs = _digest_inputs(videos, files, annotations, hashes)
+  atomic.finish_move(output)
   if output.is_dir() and any(output.iterdir()):
     check_annotations(output, annotations)
     return _read_report(output, inputs, config)

@@ -200,6 +200,7 @@ def _write_shards(
   output: Path, source: Path, splits: Mapping[str, Sequence[records.Example]]
 ) -> None:
   shards = output / "shards"
+  atomic.finish_move(shards)
   shutil.rmtree(shards, ignore_errors=True)  # left by a run that ended before the summary
   with atomic.directory(shards) as partial:
     shutil.copytree(source / "frames", partial / "frames", copy_function=_link)

@@ -9,6 +9,7 @@ Once it is complete, the checksums of its files are written beside them (checksu
 loop that finds its last checkpoint damaged sets it aside and goes on from the one before.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.models.common import stored_weights
 from vr_jax.parallel import processes
 from vr_jax.train import checksums, console
@@ -59,6 +60,20 @@ class _StepwiseManager(ocp.CheckpointManager):
     return False
 
 
+class _MarkedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A directory that Orbax fills, then renames, also where that moves its files one by one."""
+
+  async def finalize(self) -> None:
+    """Gives it its name; a mark tells until then that it is not whole (atomic.py)."""
+    await asyncio.to_thread(atomic.mark_move, Path(self.get()), Path(self.get_final()))
+    try:
+      await super().finalize()
+    except OSError as error:
+      if not atomic.is_refusal(error):
+        raise
+    await asyncio.to_thread(atomic.finish_move, Path(self.get_final()))
+
+
 class Checkpoints:
   """The checkpoints under one directory.
 
@@ -90,6 +105,7 @@ class Checkpoints:
       create=True,
       enable_async_checkpointing=True,
       async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_WRITE),
+      temporary_path_class=_MarkedPath,
     )
     self._checksums = checksums.ChecksumWriter()
     self._keep = keep
@@ -104,7 +120,8 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
-    return self._manager.latest_step()
+    steps = (step for step in self._manager.all_steps() if atomic.is_whole(self._path(step)))
+    return max(steps, default=None)
 
   def save(self, step: int, tree: PyTree, loop: Mapping[str, Any]) -> None:
     """Starts writing a checkpoint; the arrays are copied first, so the caller may donate them."""
@@ -144,9 +161,12 @@ class Checkpoints:
     """Renames the last checkpoints whose files are damaged, so that the one before is the last.
 
     All processes call it together, before they ask for the last step. It prints a line for each.
+    A checkpoint that a kill left on the way to its name gets it first.
 
     Raises InputError if all are damaged: whether to begin anew is the user's choice.
     """
+    processes.first_alone(f"{self._directory}: moves", self._finish_moves)
+    self._manager.reload()
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       if not (damage := self._find_damage(step)):
@@ -172,6 +192,11 @@ class Checkpoints:
       with console.doing(f"checking the files of {self._path(step)}"):
         self._damage[step] = checksums.find_damage(self._path(step))
     return self._damage[step]
+
+  def _finish_moves(self) -> None:
+    with self._writing():
+      for mark in self._directory.glob(f"*{atomic.MOVING}"):
+        atomic.finish_move(mark.with_suffix(""))
 
   def _path(self, step: int) -> Path:
     return self._directory / str(step)
@@ -276,7 +301,7 @@ def _reason(error: BaseException) -> str:
 
 def _replace(old: Path, new: Path) -> None:
   shutil.rmtree(new, ignore_errors=True)
-  old.rename(new)
+  atomic.move_directory(old, new)
 
 
 def _saving() -> contextlib.AbstractContextManager[None]:

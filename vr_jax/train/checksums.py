@@ -47,7 +47,7 @@ class ChecksumWriter:
     By now all earlier ones are complete, or never will be.
     """
     for work in self._works:
-      if not work.directory.exists():
+      if not atomic.is_whole(work.directory):
         work.stop.set()
     stop = threading.Event()
     done = self._thread.submit(_write_when_complete, directory, stop)
@@ -65,13 +65,13 @@ class ChecksumWriter:
   def close(self) -> None:
     """Waits for the sums of what is complete, then ends the thread."""
     for work in self._works:
-      if not work.directory.exists():
+      if not atomic.is_whole(work.directory):
         work.stop.set()
     self._thread.shutdown()
 
 
 def _write_when_complete(directory: Path, stop: threading.Event) -> None:
-  while not directory.exists():
+  while not atomic.is_whole(directory):
     if stop.wait(_POLL):
       return
   index, count = jax.process_index(), jax.process_count()

@@ -193,6 +193,7 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
   """
   record = raw.with_suffix(".json")
   options = json.loads(json.dumps(simulate.to_dict()))
+  atomic.finish_move(raw)
   if raw.exists():
     if not record.is_file() or _read_json(record) != options:
       raise errors.InputError(

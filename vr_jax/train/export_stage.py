@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
-from vr_jax import errors, plain_json
+from vr_jax import atomic, errors, plain_json
 from vr_jax.models.common import export as export_lib
 from vr_jax.parallel import processes
 from vr_jax.train import console, initialization, paths, run_context
@@ -37,6 +37,13 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """
   context = run_context.make_run_context(config, workdir, judged=False, read=False)
   target = Path(config.export.directory) if config.export.directory else workdir / "export"
+  alone = target.with_name(f"{target.name}-adapter")
+
+  def finish_moves() -> None:
+    for path in (target, alone):
+      atomic.finish_move(path)
+
+  processes.first_alone(f"{target}: moves", finish_moves)
   where, step = find_checkpoint(context, workdir, config.export.checkpoint)
   stage = where.name
   checkpoint = {"checkpoints": str(where.absolute()), "step": step, "dtype": config.export.dtype}
@@ -47,7 +54,6 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
     initialization.load_params(context, where),
     {RECORD: json.dumps(checkpoint) + "\n"},
   )
-  alone = target.with_name(f"{target.name}-adapter")
   if context.adapters and _record(alone) != checkpoint:
     base = config.model.pretrained
     with _replace_own(alone, checkpoint) as path:
@@ -139,7 +145,7 @@ def _replace_own(target: Path, checkpoint: Mapping[str, Any]) -> Iterator[Path]:
         "config.export.directory"
       )
     shutil.rmtree(target)
-    new.rename(target)
+    atomic.move_directory(new, target)
 
   processes.first_alone(f"{new}: done", swap)
 

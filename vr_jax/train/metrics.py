@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 import resource
+import time
 
 import jax
 from jaxtyping import UInt8
@@ -16,6 +17,8 @@ import numpy as np
 from vr_jax import atomic, errors, goodput, plain_json
 from vr_jax.parallel import processes
 from vr_jax.train import background, rollout_samples, tensorboard_log, wandb_log
+
+SEND_PERIOD = 30.0  # seconds after which lines are seen on other hosts, where a bucket is mounted
 
 
 class MetricsLog:
@@ -58,13 +61,15 @@ class MetricsLog:
     ]
     atomic.write_json_lines(path, keep)
     self._file = path.open("ab", buffering=0)  # a full disk is noticed by the write, not by close
+    goodput.note(workdir, "stage", stage=stage, first=first_step)
+    self._times = goodput.open_file(workdir)
+    self._sent = time.monotonic()
     board = workdir / "tensorboard" / stage
     self._board = tensorboard_log.TensorBoardLog(board, first_step=first_step)
     self._wandb = None
     if config is not None and config.log.wandb:
       self._wandb = wandb_log.WandbLog(workdir, stage, config)
     self._writer = background.BackgroundWriter("metrics")
-    goodput.note(workdir, "stage", stage=stage, first=first_step)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes the values of a step. Values that are not finite become null: JSON has no nan."""
@@ -87,8 +92,8 @@ class MetricsLog:
   def wait(self) -> None:
     """Waits until all is on disk. Call it before saving a checkpoint of the same step."""
     if self._writes:
+      self._writer.submit(self._send)
       self._writer.wait()
-      os.fsync(self._file.fileno())  # a mounted bucket sends a file that stays open only then
 
   def close(self) -> None:
     """Waits, then closes all."""
@@ -98,6 +103,7 @@ class MetricsLog:
       self._writer.close()
     finally:
       self._file.close()
+      self._times.close()
       self._board.close()
       if self._wandb:
         self._wandb.close()
@@ -109,11 +115,21 @@ class MetricsLog:
       line = json.dumps({"stage": self._stage, "step": step, "values": finite}).encode() + b"\n"
       while line:  # a disk that is nearly full takes a part of it
         line = line[self._file.write(line) :]
-    goodput.note_step(self._workdir, self._stage, step, clean)
+    goodput.note_step(self._times, self._stage, step, clean)
     with _named(self._workdir / "tensorboard"):
       self._board.write_scalars(step, clean)
     if self._wandb:
       self._wandb.write_scalars(step, clean)
+    if time.monotonic() - self._sent >= SEND_PERIOD:
+      self._send()
+
+  def _send(self) -> None:
+    """Has the lines sent: a mounted bucket sends a file that stays open only then, whole."""
+    self._sent = time.monotonic()
+    with _named(self._workdir / "metrics.jsonl"):
+      os.fsync(self._file.fileno())
+    with contextlib.suppress(OSError):
+      os.fsync(self._times.fileno())
 
   def _put_samples(
     self,

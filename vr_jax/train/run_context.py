@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import tokenizers
 
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.data import examples, frame_store, ingest
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
@@ -96,7 +96,7 @@ def make_run_context(
       edited since the data stage; or the longest prompt and reply could exceed the model's context.
   """
   data = paths.shards_directory(config, workdir)
-  if read and not data.is_dir():
+  if read and not atomic.is_whole(data):
     raise errors.InputError(f"{data}: no such data; run --mode=data first")
   if read:
     ingest.check_annotations(data, paths.annotation_file(config, workdir))

@@ -181,7 +181,7 @@ def _write(array: Array, piece: Array, first: int | Array, sharding: NamedShardi
 def _check_finished(directory: pathlib.Path) -> None:
   """Raises InputError if an export to this directory was interrupted."""
   partial = directory.with_name(directory.name + atomic.PARTIAL)
-  if directory.suffix == atomic.PARTIAL or (partial.is_dir() and not directory.is_dir()):
+  if directory.suffix == atomic.PARTIAL or (partial.is_dir() and not atomic.is_whole(directory)):
     unfinished = directory if directory.suffix == atomic.PARTIAL else partial
     raise errors.InputError(f"{unfinished}: an export that was not finished; export again")
 
