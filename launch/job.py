@@ -101,7 +101,7 @@ class TrainingJob:
   @property
   def buckets(self) -> tuple[str, ...]:
     """Names of the buckets that the run reads or writes, sorted."""
-    texts = (self.run_directory, self.install, *self.fields.values())  # `on_host` sees these
+    texts = (self.run_directory, self.install, *self.fields.values())
     return tuple(sorted({name for text in texts for name in _BUCKET.findall(text)}))
 
   def on_host(self, text: str) -> str:
@@ -110,11 +110,11 @@ class TrainingJob:
 
   @property
   def flags(self) -> tuple[str, ...]:
-    """The flags of vr_jax.main, with paths as hosts see them."""
+    """The flags of vr_jax.main. Each host has its own mounts for addresses (vr_jax/buckets.py)."""
     return (
       f"--config={self.recipe}",
-      *(f"--config.{name}={self.on_host(text)}" for name, text in self.fields.items()),
-      f"--workdir={self.on_host(self.run_directory)}",
+      *(f"--config.{name}={text}" for name, text in self.fields.items()),
+      f"--workdir={self.run_directory}",
       f"--mode={self.mode}",
     )
 

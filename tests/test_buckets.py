@@ -1,11 +1,14 @@
 """gs:// paths on a command line become those of mounted buckets."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.train import nano
 from vr_jax import buckets, errors, main
+from vr_jax.train import workdir
 
 
 @pytest.fixture
@@ -61,6 +64,34 @@ def test_a_path_in_a_bucket_is_the_same_wherever_it_is_mounted(machine):
     assert buckets.as_addresses(f'"{root}/mine/videos"') == '"gs://mine/videos"'
   other = f'"/data{machine}/gcs/mine"'
   assert buckets.as_addresses(other) == other
+
+
+def test_a_run_keeps_addresses_and_each_host_reads_its_own_paths(machine, monkeypatch):
+  own = machine / "home" / ".cache" / "vr_jax" / "gcs" / "mine"
+  own.mkdir(parents=True)
+  (own / ".mounted").touch()
+  config = nano.config(data__videos=f"{own}/videos", data__directory=f"{own}/data")
+  run = machine / "run"
+  workdir.claim(run, config, "data")
+  (run / "metrics.jsonl").touch()  # from now on nothing may change
+  text = (run / "config.json").read_text()
+  assert '"gs://mine/videos"' in text and str(own) not in text
+  assert workdir.config_of(run).data.videos == f"{own}/videos"
+  # On a pod's host, and where there is neither a mount nor gcsfuse.
+  monkeypatch.setenv("PATH", str(machine))
+  for mounted in (machine / "gcs" / "mine", None):
+    (own / ".mounted").unlink(missing_ok=True)
+    if mounted:
+      mounted.mkdir(parents=True)
+      (mounted / ".mounted").touch()
+    else:
+      (machine / "gcs" / "mine" / ".mounted").unlink()
+    there = workdir.config_of(run)
+    assert there.data.videos == f"{machine}/gcs/mine/videos"
+    workdir.claim(run, there, "data")
+    assert json.loads((run / "config.json").read_text())["config"]["data"]["videos"] == (
+      "gs://mine/videos"
+    )
 
 
 def test_what_gcsfuse_says_is_the_line(machine, monkeypatch, capsys):

@@ -2,7 +2,8 @@
 
 Videos, shards of frames and weights are read by libraries that know files alone, so a bucket has
 to look like a directory. It is at /gcs/<bucket> on the machines that launch/ starts; elsewhere
-`gcsfuse` mounts it at ~/.cache/vr_jax/gcs/<bucket>, and it stays mounted.
+`gcsfuse` mounts it at ~/.cache/vr_jax/gcs/<bucket>, and it stays mounted. What a run writes about
+itself has the address, as another host may have its mounts elsewhere.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 import re
 import shutil
 import subprocess
+from typing import Any
 
 from vr_jax import errors
 
@@ -36,6 +38,23 @@ def _mounted(word: str) -> str:
   return _ADDRESS.sub(lambda match: str(_find_mount(match[1], word)), word)
 
 
+def as_paths(value: Any) -> Any:
+  """JSON with paths of this host for gs:// addresses.
+
+  A bucket that can't be mounted gets the path that it has on a pod: perhaps it isn't needed.
+  """
+  if isinstance(value, dict):
+    return {name: as_paths(each) for name, each in value.items()}
+  if isinstance(value, list):
+    return [as_paths(each) for each in value]
+  if not isinstance(value, str):
+    return value
+  try:
+    return _mounted(value)
+  except errors.InputError:
+    return _ADDRESS.sub(rf"{MOUNTS}/\1", value)
+
+
 def as_addresses(text: str) -> str:
   """A text with gs:// addresses for paths in mounted buckets, which differ between hosts."""
   roots = "|".join(re.escape(str(root)) for root in (MOUNTS, _own_mounts()))
@@ -48,15 +67,15 @@ def _own_mounts() -> Path:
 
 def _find_mount(bucket: str, word: str) -> Path:
   """Where a bucket is mounted; mounts it if it is nowhere. word: that names it."""
-  shared = MOUNTS / bucket
-  if os.path.ismount(shared):
-    return shared
+  shared, own = MOUNTS / bucket, _own_mounts() / bucket
+  for place in (shared, own):
+    if os.path.ismount(place):
+      return place
   if not shutil.which("gcsfuse"):
     raise errors.InputError(
       f"{word}: needs the bucket as a directory: install gcsfuse (Cloud Storage FUSE), or mount "
       f"gs://{bucket} at {shared}"
     )
-  own = _own_mounts() / bucket
   with _locked(own.with_name(f"{bucket}.lock")):
     if not os.path.ismount(own):
       _mount(bucket, own, word)

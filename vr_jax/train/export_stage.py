@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
-from vr_jax import atomic, errors, plain_json
+from vr_jax import atomic, buckets, errors, plain_json
 from vr_jax.models.common import export as export_lib
 from vr_jax.parallel import processes
 from vr_jax.train import console, initialization, paths, run_context
@@ -46,7 +46,8 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   processes.first_alone(f"{target}: moves", finish_moves)
   where, step = find_checkpoint(context, workdir, config.export.checkpoint)
   stage = where.name
-  checkpoint = {"checkpoints": str(where.absolute()), "step": step, "dtype": config.export.dtype}
+  address = buckets.as_addresses(str(where.absolute()))
+  checkpoint = {"checkpoints": address, "step": step, "dtype": config.export.dtype}
   if _record(target) == checkpoint:
     console.print_line(f"export: {target} is that of {stage} step {step}")
     return
@@ -153,7 +154,8 @@ def _replace_own(target: Path, checkpoint: Mapping[str, Any]) -> Iterator[Path]:
 def _record(target: Path) -> dict[str, Any] | None:
   """Reads which checkpoint an export is of; None if it has no such record."""
   try:
-    record = plain_json.parse((target / RECORD).read_bytes())
+    text = (target / RECORD).read_text(encoding="utf-8")
+    record = plain_json.parse(buckets.as_addresses(text).encode())
   except (OSError, ValueError):
     return None
   return record if isinstance(record, dict) else None

@@ -1,7 +1,8 @@
 """The directory of a run: the config that it belongs to, and a record of every start.
 
-config.json      the resolved config; versions, git revision and device of the last start, and in
-                 `history` those of every start, with the fields that it changed
+config.json      the resolved config, with gs:// addresses of what is in buckets; versions, git
+                 revision and device of the last start, and in `history` those of every start,
+                 with the fields that it changed
 data/            frame store and examples (unless config.data.directory says where)
 checkpoints/     one directory a stage
 metrics.jsonl    one object a line: stage, step, values
@@ -29,7 +30,7 @@ import jax
 import ml_collections
 
 import vr_jax
-from vr_jax import atomic, config_fields, errors, optional_sections, plain_json, schema
+from vr_jax import atomic, buckets, config_fields, errors, optional_sections, plain_json, schema
 from vr_jax.train import config_changes
 
 _NO_RESULTS = ("config.json", "compilations", "health")
@@ -67,7 +68,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
   history.append({"time": now, "mode": mode, **made_by, **changed})
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"config": resolved, **made_by, "history": history}, indent=2)
+    content = {"config": resolved, **made_by, "history": history}
+    text = buckets.as_addresses(json.dumps(content, indent=2))
     with atomic.file(path) as partial:
       partial.write_text(text + "\n")
   except OSError as error:
@@ -157,7 +159,7 @@ def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
     content = plain_json.parse(path.read_bytes())
     config, history = content["config"], content.get("history", [])
     if isinstance(config, dict) and isinstance(history, list):
-      return config, history
+      return buckets.as_paths(config), history
   except (ValueError, KeyError, TypeError):
     pass  # raised below, as for a config that is not an object
   if b'"model_type"' in path.read_bytes():
