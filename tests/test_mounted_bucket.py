@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests import fake_gcsfuse
-from tests.train import nano
+from tests.train import nano, test_shared_cache
 from vr_jax import atomic, errors
 from vr_jax.train import checkpoints, metrics, shared_cache
 
@@ -153,9 +153,10 @@ def test_compiled_programs_are_copied_to_a_bucket_and_back(host, tmp_path):
   bucket = host(flat=True) / "compilations"
   cache, other = tmp_path / "one", tmp_path / "other"
   cache.mkdir()
-  (cache / "step-cache").write_bytes(b"program")
+  content = test_shared_cache.entry(b"program")
+  (cache / "step-cache").write_bytes(content)
   assert shared_cache.copy_missing(cache, bucket) == shared_cache.copy_missing(bucket, other) == 1
-  assert (other / "step-cache").read_bytes() == b"program"
+  assert (other / "step-cache").read_bytes() == content
 
 
 def test_a_run_that_has_all_in_a_flat_bucket_is_killed_and_goes_on(host, tmp_path):

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import contextlib
 from pathlib import Path
 import re
-import shutil
 import threading
 import time
 
 import jax
+from jax._src import compilation_cache  # JAX has no public name for what unpacks an entry
 
 from vr_jax import atomic
 from vr_jax.parallel import processes
@@ -66,7 +66,7 @@ def synchronized(local: Path, workdir: Path) -> Iterator[None]:
 
 
 def copy_missing(source: Path, target: Path, *, settled: float = 0.0) -> int:
-  """Copies the entries that `target` lacks; returns how many.
+  """Copies the entries that `target` lacks, if they are whole; returns how many.
 
   settled: seconds since the last change of an entry that is copied.
   """
@@ -76,8 +76,22 @@ def copy_missing(source: Path, target: Path, *, settled: float = 0.0) -> int:
     for path in source.glob(_ENTRY):
       if path.name in present or time.time() - path.stat().st_mtime < settled:
         continue
+      content = path.read_bytes()
+      if not _is_whole(content):
+        continue
       target.mkdir(parents=True, exist_ok=True)
       with atomic.file(target / path.name) as partial:
-        shutil.copyfile(path, partial)
+        partial.write_bytes(content)
       copied += 1
   return copied
+
+
+def _is_whole(entry: bytes) -> bool:
+  """Whether an entry can be unpacked. JAX writes it in place, so a kill or a full disk cuts it.
+
+  A cut one would be a warning and a compilation in every start on every host.
+  """
+  try:
+    return bool(compilation_cache.decompress_executable(entry))
+  except Exception:  # each of the compressors that JAX may use has its own
+    return False
