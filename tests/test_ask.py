@@ -1,6 +1,8 @@
 """`vr-jax ask`: an episode in a terminal, a recipe with one turn, and one line for each mistake."""
 
+import json
 import re
+import shutil
 
 import pytest
 
@@ -9,7 +11,7 @@ from tests.data import videos
 from tests.train import nano
 from vr_jax import ask, main
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import config_changes, console, export_stage, paths
+from vr_jax.train import config_changes, console, export_stage, paths, run_context
 from vr_jax.train import workdir as workdir_lib
 
 OPTIONS = "--options=red,blue"
@@ -73,6 +75,25 @@ def test_a_recipe_of_a_single_reply_answers_in_one_turn_also_from_a_hugging_face
   assert out.startswith(f"{run / 'export'} · {short}: {told}\n")
   assert "\nOne turn\nshown: frames 0 (0 s), 1 (1 s), 2 (3 s), 3 (4 s)\n" in out
   assert out.splitlines()[-1].startswith(("Answer: ", "No answer."))
+
+
+def test_the_checkpoint_before_a_damaged_one_is_asked_and_exported(run, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  shutil.copytree(run, workdir)
+  stage = workdir / "checkpoints" / "sft"
+  shutil.copytree(stage / "3", stage / "5")
+  path = max((stage / "5").rglob("d/*"), key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  config = workdir_lib.config_of(workdir)
+  context = run_context.make_run_context(config, workdir, judged=False, read=False)
+  assert ask.load_policy(context, workdir, before_rl=False)[1] == f"{workdir}, sft step 3"
+  export_stage.export(config, workdir)
+  assert json.loads((workdir / "export" / export_stage.RECORD).read_text())["step"] == 3
+  said = capsys.readouterr().err
+  assert said.count("is damaged: its checksum differs; the one before is used") == 1, said
+  assert sorted(path.name for path in stage.iterdir()) == ["3", "5"]
 
 
 def _fails(capsys, *words) -> str:

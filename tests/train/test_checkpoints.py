@@ -190,12 +190,32 @@ def test_a_loop_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(sav
   assert sorted(path.name for path in saved.iterdir()) == ["2", "4", "4.damaged"]
 
 
+def test_a_reader_uses_the_checkpoint_before_a_damaged_one_says_so_once_and_renames_nothing(
+  saved, capsys
+):
+  path = max(_files(saved / "4" / "state"), key=lambda path: path.stat().st_size)
+  _flip(path)
+  known = {}
+  for _ in range(2):
+    store = _open(saved)
+    store.pass_over_damaged(known)
+    assert store.latest() == 2
+    _assert_equal(store.restore(_tree()).tree, _tree(2))
+    store.close()
+  assert known.keys() == {2, 4}
+  lines = capsys.readouterr().err.strip().splitlines()
+  name = path.relative_to(saved / "4")
+  assert lines == [f"{saved}/4: {name} is damaged: its checksum differs; the one before is used"]
+  assert sorted(path.name for path in saved.iterdir()) == ["2", "4"]
+
+
 def test_where_no_checkpoint_is_whole_nothing_is_renamed(saved):
   for step in (2, 4):
     _flip(max(_files(saved / str(step) / "state"), key=lambda path: path.stat().st_size))
-  with pytest.raises(errors.InputError, match="no other checkpoint is whole") as error:
-    _open(saved).set_damaged_aside()
-  assert str(error.value).startswith(f"{saved / '4'}: ")
+  for use in (_open(saved).set_damaged_aside, lambda: _open(saved).pass_over_damaged({})):
+    with pytest.raises(errors.InputError, match="no other checkpoint is whole") as error:
+      use()
+    assert str(error.value).startswith(f"{saved / '4'}: ")
   assert sorted(path.name for path in saved.iterdir()) == ["2", "4"]
 
 

@@ -6,7 +6,8 @@ The checkpoint of a step has two parts:
   loop: a JSON object: the data iterator, the reward state, and the model's architecture.
 
 Once it is complete, the checksums of its files are written beside them (checksums.py). A training
-loop that finds its last checkpoint damaged sets it aside and goes on from the one before.
+loop that finds its last checkpoint damaged sets it aside and goes on from the one before; what
+only reads takes the one before.
 """
 
 import asyncio
@@ -110,6 +111,7 @@ class Checkpoints:
     self._checksums = checksums.ChecksumWriter()
     self._keep = keep
     self._damage: dict[int, str] = {}  # of the steps whose files were compared
+    self._passed: set[int] = set()  # steps that are damaged and stay where they are
     self.identity: dict[str, Any] | None = None
     try:
       self._manager = _StepwiseManager(self._directory, options=options)
@@ -120,8 +122,8 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
-    steps = (step for step in self._manager.all_steps() if atomic.is_whole(self._path(step)))
-    return max(steps, default=None)
+    whole = filter(self._is_whole, self._manager.all_steps())
+    return max((step for step in whole if step not in self._passed), default=None)
 
   def save(self, step: int, tree: PyTree, loop: Mapping[str, Any]) -> None:
     """Starts writing a checkpoint; the arrays are copied first, so the caller may donate them."""
@@ -130,6 +132,7 @@ class Checkpoints:
     with self._writing(), _saving():
       self._checksums.leave(self._keep - 1)
       self._damage.pop(step, None)
+      self._passed.discard(step)
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -167,17 +170,7 @@ class Checkpoints:
     """
     processes.first_alone(f"{self._directory}: moves", self._finish_moves)
     self._manager.reload()
-    damaged = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      if not (damage := self._find_damage(step)):
-        break
-      damaged[step] = damage
-    else:
-      for step, damage in damaged.items():
-        raise errors.InputError(
-          f"{self._path(step)}: {damage}, and no other checkpoint is whole; delete "
-          f"{self._directory} to begin the stage anew"
-        )
+    damaged = self._damaged_last()
     for step, damage in damaged.items():
       path = self._path(step)
       aside = path.with_name(f"{step}{_ASIDE}")
@@ -185,6 +178,42 @@ class Checkpoints:
       console.print_note(f"{path}: {damage}; renamed to {aside.name}, to go on from the one before")
     if damaged:
       self._manager.reload()
+
+  def pass_over_damaged(self, known: dict[int, str]) -> None:
+    """Makes the last checkpoint that is not damaged the last one; for readers, who rename nothing.
+
+    All processes call it together. It prints a line for each that is not in `known`.
+
+    known: damage by step, found earlier; it is kept up to date.
+
+    Raises InputError if all are damaged.
+    """
+    noted, self._damage = set(known), known
+    for step, damage in self._damaged_last().items():
+      self._passed.add(step)
+      if step not in noted:
+        console.print_note(f"{self._path(step)}: {damage}; the one before is used")
+
+  def _damaged_last(self) -> dict[int, str]:
+    """The damage of the last checkpoints, the last one first, up to one without.
+
+    Raises InputError if all are damaged.
+    """
+    damaged: dict[int, str] = {}
+    for step in sorted(filter(self._is_whole, self._manager.all_steps()), reverse=True):
+      if not (damage := self._find_damage(step)):
+        return damaged
+      damaged[step] = damage
+    for step, damage in damaged.items():
+      raise errors.InputError(
+        f"{self._path(step)}: {damage}, and no other checkpoint is whole; delete "
+        f"{self._directory} to begin the stage anew"
+      )
+    return damaged
+
+  def _is_whole(self, step: int) -> bool:
+    """Whether a kill has not left it on the way to its name."""
+    return atomic.is_whole(self._path(step))
 
   def _find_damage(self, step: int) -> str:
     """Compares the files of a checkpoint with their checksums, once."""

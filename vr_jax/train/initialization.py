@@ -66,9 +66,19 @@ def open_checkpoints(
   )
 
 
-def load_params(net: model_setup.ModelSetup, directory: Path) -> PyTree:
-  """Loads the parameters of a stage's last checkpoint."""
+_damage: dict[Path, dict[int, str]] = {}  # found so far, by directory and step
+
+
+def _open_whole(net: model_setup.ModelSetup, directory: Path) -> checkpoints_lib.Checkpoints:
+  """Opens the checkpoints of a stage; the last one is the last that is not damaged."""
   store = open_checkpoints(net, directory)
+  store.pass_over_damaged(_damage.setdefault(directory.absolute(), {}))
+  return store
+
+
+def load_params(net: model_setup.ModelSetup, directory: Path) -> PyTree:
+  """Loads the parameters of a stage's last checkpoint; of the one before, if it is damaged."""
+  store = _open_whole(net, directory)
   # With adapters, the checkpoint leaves out the base.
   like = fresh_params(net) if net.adapters else net.abstract_params
   params = store.restore({"params": like}).tree["params"]
@@ -77,8 +87,8 @@ def load_params(net: model_setup.ModelSetup, directory: Path) -> PyTree:
 
 
 def last_step(net: model_setup.ModelSetup, directory: Path) -> int | None:
-  """The step of a stage's last complete checkpoint; None if there is none."""
-  store = open_checkpoints(net, directory)
+  """The step of the checkpoint that `load_params` reads; None if there is none."""
+  store = _open_whole(net, directory)
   step = store.latest()
   store.close()
   return step
@@ -141,7 +151,7 @@ def initial_params(net: model_setup.ModelSetup, workdir: Path) -> PyTree:
 
 
 def _check_complete(net: model_setup.ModelSetup, directory: Path) -> None:
-  store = open_checkpoints(net, directory)
+  store = _open_whole(net, directory)
   step, done = store.latest(), is_complete(store, net.config.sft)
   store.close()
   if not done:
