@@ -91,7 +91,7 @@ def time_start(run: Path, data: Path) -> dict[str, float]:
   _run(run, data, "sft", f"--config.sft.steps={STEPS}")
   values = metrics.read(run / "metrics.jsonl")[-1]["values"]
   lines = (run / "health" / "times.jsonl").read_text().splitlines()
-  first = next(x for x in map(json.loads, lines) if x["event"] == "step")
+  first = next(x for x in map(json.loads, filter(None, lines)) if x["event"] == "step")
   return {"seconds": first["time"] - begun, "peak_mib": values["perf/host_peak_mib"]}
 
 

@@ -3,6 +3,7 @@
 tests/fake_gcsfuse.py is the bucket; Linux lets root alone mount it.
 """
 
+import collections
 import json
 import os
 from pathlib import Path
@@ -197,9 +198,9 @@ def test_a_run_that_has_all_in_a_flat_bucket_is_killed_and_goes_on(host, tmp_pat
   assert (place / "other" / "checkpoints" / "sft" / "1").is_dir()
   left = {path.name for path in place.rglob("*") if path.suffix in (".partial", atomic.MOVING)}
   assert not left
-  written = [json.loads(line) for line in (tmp_path / "written").read_text().splitlines()]
-  ours = [
-    each for each in written if "orbax" not in each["name"] and "moss_video" not in each["name"]
-  ]
-  waited = {each["name"]: each["waited"] for each in ours if each["waited"]}
-  assert sum(waited.values()) < 3, waited  # seconds: the bucket takes an object once a second
+  waited = collections.Counter()
+  for each in map(json.loads, (tmp_path / "written").read_text().splitlines()):
+    if "orbax" not in each["name"] and "moss_video" not in each["name"]:  # others write those
+      waited[each["name"]] += each["waited"]
+  # Seconds: the bucket takes an object once a second, so one that each step sends would wait more.
+  assert max(waited.values()) < 3, waited.most_common(5)
