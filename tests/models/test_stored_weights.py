@@ -26,7 +26,7 @@ def loss_and_inputs(dtype: str, policy: str):
   graphdef, params = nnx.split(Stacked(dtype))
 
   def loss(x, params):
-    weights = layers.stack(nnx.merge(graphdef, params), jnp.dtype("float32"), platform="cpu")
+    weights = layers.stack(nnx.merge(graphdef, params), platform="cpu")
 
     def layer(x, weights):
       return x + jnp.tanh(layers.project(x, weights["up"])), None

@@ -171,13 +171,15 @@ def _scores(
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
   """Log-probs and entropies of tokens, in chunks of the vocabulary if it is large.
 
+  Below float32 there is at least one chunk: its matrix gets a gradient in float32.
+
   axes: logical axes of batch.
   """
   shape, matrix, bias = tokens.shape, model.lm_head_weight(), model.lm_head_bias()
   if model.layout.merges:
     hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), axes[:1]
   chunks = chunked_logprobs.count_chunks(matrix.shape[0], model.logit_chunk)
-  if chunks == 1:
+  if chunks == 1 and hidden.dtype == jnp.float32:
     scores = chunked_logprobs.logprobs_unchunked(
       hidden, matrix, allowed_tokens, tokens, temperature, bias
     )

@@ -341,7 +341,7 @@ class Decoder(nnx.Module):
 
   def stacked(self) -> dict[str, Any]:
     """The weights of all layers by name, for a scan over layers."""
-    return layers.stack(self.layers, self.dtype, platform=self.layout.platform)
+    return layers.stack(self.layers, platform=self.layout.platform)
 
   def _angles(self, positions: Int[Array, "..."], x: Float[Array, "*batch embed"]) -> Angles:
     """Rotary angles of positions [*batch, axes], or [*batch] if all tokens are text."""
@@ -350,7 +350,5 @@ class Decoder(nnx.Module):
   def project(
     self, x: Float[Array, "..."], weights: dict[str, Array], name: str, *, contract: int = 1
   ) -> Float[Array, "..."]:
-    """Projects `x` by the named weight of a layer, with its adapter."""
-    return layers.project_with_adapter(
-      x, weights, name, contract=contract, merge=self.layout.merges
-    )
+    """Projects `x` by the named weight of a layer, with its adapter and bias."""
+    return layers.project_by_name(x, weights, name, contract=contract, merge=self.layout.merges)

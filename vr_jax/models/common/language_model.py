@@ -224,7 +224,7 @@ class DecoderLanguageModel(nnx.Module):
     return jax.tree.map(lambda x: self.layout.place(x, ("slots", *[None] * (x.ndim - 1))), empty)
 
   def decoding_params(self) -> PyTree:
-    """The parameters for decoding: gathered on every device, in the dtypes of `layers.stack`.
+    """The parameters for decoding: gathered on every device, in the dtypes of `layers.cast`.
 
     Sharded rows would be gathered again for every token. Adapters keep their dtype, since they are
     scaled before they are cast. None in place of what stays as it is, as the vision tower does.
@@ -255,7 +255,7 @@ class DecoderLanguageModel(nnx.Module):
 
   def prepare_decode(self, prefix: kv_cache.PrefixKV) -> kv_cache.DecodeConstants:
     """Prepares what every decoding step reads, once for a loop of steps."""
-    weights: dict[str, Any] = dict(self.text.stacked())
+    weights: dict[str, Any] = layers.cast(self.text.stacked(), self.text.dtype)
     block = _block(prefix)
     if len(prefix.keys) <= layers.UNROLLED:
       weights = {

@@ -10,7 +10,7 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, UInt16
 
-from vr_jax.models.common import stored_weights
+from vr_jax.models.common import float32_gradients, stored_weights
 
 # Large enough that exp(x - max) is 0, small enough that a row without any key stays finite.
 MASKED = -1e30
@@ -19,6 +19,8 @@ UNROLLED = 8  # networks of at most this many layers are unrolled, not scanned
 
 # Suffixes of an adapter's two matrices (lora.py), appended to the name of the adapted weight.
 LORA_A, LORA_B = "_lora_a", "_lora_b"
+
+BIAS = "_bias"  # suffix of a bias, appended to the name of the weight
 
 
 def parameter(
@@ -33,44 +35,51 @@ def constant(axes: tuple[str | None, ...], shape: tuple[int, ...], *, value: flo
   return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
-def cast(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
-  """Arrays of a module by name in `dtype`.
-
-  The second matrix of an adapter is multiplied by the adapter's scale.
-  """
-  return {name: x.astype(dtype) for name, x in _arrays(module).items()}
-
-
 Weights = dict[str, Array | stored_weights.StoredMatrices]
 
 
-def stack(module: nnx.Module, dtype: jnp.dtype, *, platform: str) -> Weights:
-  """Like `cast`, for layers that are scanned over; but frozen matrices stay as they are stored.
+def arrays(module: nnx.Module) -> dict[str, Array]:
+  """Arrays of a module by name, as they are stored.
 
-  Only the frozen base of adapters is stored in bfloat16. `project` converts it a layer at a
-  time, as a converted stack would be a second copy of all weights.
+  The second matrix of an adapter is multiplied by the adapter's scale.
+  """
+  found = {n: value[...] for n, value in vars(module).items() if isinstance(value, nnx.Param)}
+  scale = getattr(module, "lora_scale", 1.0)
+  return {n: x * scale if n.endswith(LORA_B) else x for n, x in found.items()}
+
+
+def stack(module: nnx.Module, *, platform: str) -> Weights:
+  """Like `arrays`, for layers that are scanned over.
+
+  What computes with a weight (`project`, `add_bias`, the norms) converts it, a layer at a time: a
+  converted stack would be a second copy of all weights.
 
   platform: "cpu", "gpu" or "tpu".
   """
+  on_cpu = platform == "cpu"
+  return {
+    name: stored_weights.StoredMatrices(x, 0, len(x)) if on_cpu and is_stored(name, x) else x
+    for name, x in arrays(module).items()
+  }
 
-  def prepare(name: str, x: Array) -> Array | stored_weights.StoredMatrices:
-    if not is_stored(name, x):
-      return x.astype(dtype)
-    return stored_weights.StoredMatrices(x, 0, len(x)) if platform == "cpu" else x
 
-  return {name: prepare(name, x) for name, x in _arrays(module).items()}
+def cast(weights: Weights, dtype: jnp.dtype) -> Weights:
+  """Layers in `dtype` that are read many times; frozen matrices stay as they are stored."""
+
+  def prepare(
+    name: str, x: Array | stored_weights.StoredMatrices
+  ) -> Array | stored_weights.StoredMatrices:
+    if isinstance(x, stored_weights.StoredMatrices) or is_stored(name, x):
+      return x
+    return x.astype(dtype)
+
+  return {name: prepare(name, x) for name, x in weights.items()}
 
 
 def is_stored(name: str, x: Array) -> bool:
-  """Whether `stack` leaves the array of this name as it is stored."""
+  """Whether the array of this name is a frozen matrix: those alone are stored in bfloat16."""
   is_matrix = x.ndim > 2 and not name.endswith(("bias", LORA_A, LORA_B))
   return is_matrix and x.dtype == jnp.bfloat16
-
-
-def _arrays(module: nnx.Module) -> dict[str, Array]:
-  arrays = {n: value[...] for n, value in vars(module).items() if isinstance(value, nnx.Param)}
-  scale = getattr(module, "lora_scale", 1.0)
-  return {n: x * scale if n.endswith(LORA_B) else x for n, x in arrays.items()}
 
 
 def chain(
@@ -108,21 +117,22 @@ def project(
 ) -> Float[Array, "..."]:
   """Contracts the last `contract` axes of `x` with the first of `weight`, as one matrix product.
 
-  weight: may be a layer of a matrix that `stack` left as it is stored.
+  weight: in float32, in the dtype of `x`, or a layer of a matrix in bfloat16, as it is stored. A
+    float32 weight is rounded to the dtype of `x`; its gradient is summed in float32.
   merge: reshape the leading axes of `x` into one. On CPU a dot with several free axes is lowered to
     a slow loop; where these axes are sharded, merging them would move data between devices.
   """
-  if weight.dtype.itemsize == 2:  # a matrix that `stack` left as stored, or one in the dtype of x
+  if weight.dtype.itemsize == 2:
     weight = stored_weights.widen(weight) if weight.dtype == jnp.uint16 else weight
     weight = weight.astype(x.dtype)
   inner = math.prod(weight.shape[:contract])
   leading = x.shape[: x.ndim - contract]
   rows = x.reshape(*((-1,) if merge else leading), inner)
-  product = jnp.dot(rows, weight.reshape(inner, -1), precision=precision(weight.dtype))
+  product = float32_gradients.dot(rows, weight.reshape(inner, -1), precision(x.dtype))
   return product.reshape(*leading, *weight.shape[contract:])
 
 
-def project_with_adapter(
+def project_by_name(
   x: Float[Array, "..."],
   weights: dict[str, Array],
   name: str,
@@ -130,12 +140,17 @@ def project_with_adapter(
   contract: int = 1,
   merge: bool = True,
 ) -> Float[Array, "..."]:
-  """Projects by the named weight, and adds its adapter's low-rank product if it has one."""
+  """Projects by the named weight; adds its adapter's low-rank product and its bias, if any."""
   product = project(x, weights[name], contract=contract, merge=merge)
-  if name + LORA_A not in weights:
-    return product
-  low = project(x, weights[name + LORA_A], contract=contract, merge=merge)
-  return product + project(low, weights[name + LORA_B], merge=merge)
+  if name + LORA_A in weights:
+    low = project(x, weights[name + LORA_A], contract=contract, merge=merge)
+    product = product + project(low, weights[name + LORA_B], merge=merge)
+  return add_bias(product, weights[name + BIAS]) if name + BIAS in weights else product
+
+
+def add_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Adds a bias of the last axes, rounded to the dtype of `x`; its gradient is in float32."""
+  return float32_gradients.add(x, bias, x.dtype)
 
 
 def rms_norm(
@@ -144,7 +159,10 @@ def rms_norm(
   """Divides by the root mean square, with float32 statistics."""
   wide = x.astype(jnp.float32)
   normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-  return scale.astype(x.dtype) * normed.astype(x.dtype)
+  normed = normed.astype(x.dtype)
+  if scale.dtype == x.dtype:
+    return scale * normed
+  return float32_gradients.multiply(normed, scale, x.dtype)
 
 
 def layer_norm(
@@ -158,8 +176,8 @@ def layer_norm(
   wide = x.astype(jnp.float32)
   centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
   normed = centred * lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-  scaled = normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)
-  return scaled.astype(x.dtype)
+  scaled = float32_gradients.multiply(normed, scale, x.dtype)
+  return float32_gradients.add(scaled, bias, x.dtype).astype(x.dtype)
 
 
 def rotary_frequencies(head_dim: int, theta: float) -> Float[Array, "half"]:
@@ -207,9 +225,6 @@ def swiglu(
   x: Float[Array, "... embed"], weights: dict[str, Array], *, merge: bool = True
 ) -> Float[Array, "... embed"]:
   """The gated feed-forward block, with biases if there are any. merge: see `project`."""
-  gate = project_with_adapter(x, weights, "gate", merge=merge)
-  up = project_with_adapter(x, weights, "up", merge=merge)
-  if "gate_bias" in weights:
-    gate, up = gate + weights["gate_bias"], up + weights["up_bias"]
-  out = project_with_adapter(jax.nn.silu(gate) * up, weights, "down", merge=merge)
-  return out + weights["down_bias"] if "down_bias" in weights else out
+  gate = project_by_name(x, weights, "gate", merge=merge)
+  up = project_by_name(x, weights, "up", merge=merge)
+  return project_by_name(jax.nn.silu(gate) * up, weights, "down", merge=merge)

@@ -78,9 +78,9 @@ class TextModel(decoder.Decoder):
   ]:
     """Computes rotated queries, rotated keys, and values of one layer."""
     normed = layers.rms_norm(x, weights["norm1"], epsilon=self.config.text.rms_norm_eps)
-    query = self.project(normed, weights, "query") + weights["query_bias"]
-    key = self.project(normed, weights, "key") + weights["key_bias"]
-    value = self.project(normed, weights, "value") + weights["value_bias"]
+    query = self.project(normed, weights, "query")
+    key = self.project(normed, weights, "key")
+    value = self.project(normed, weights, "value")
     return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
 
   def finish_layer(

@@ -92,12 +92,12 @@ class Merger(nnx.Module):
   ) -> Float[Array, "prompts frames tokens embed"]:
     """Merges each `unit` consecutive patches into one token. merge: see `layers.project`."""
     *leading, patches, _ = x.shape
-    weights = layers.cast(self, x.dtype)
+    weights = layers.arrays(self)
     normed = layers.rms_norm(x, weights["norm"], epsilon=EPSILON)
     squares = normed.reshape(*leading, patches // unit, -1)
-    hidden = layers.project(squares, weights["hidden"], merge=merge) + weights["hidden_bias"]
+    hidden = layers.project_by_name(squares, weights, "hidden", merge=merge)
     hidden = jax.nn.gelu(hidden, approximate=False)
-    return layers.project(hidden, weights["out"], merge=merge) + weights["out_bias"]
+    return layers.project_by_name(hidden, weights, "out", merge=merge)
 
 
 class VisionTower(nnx.Module):
@@ -136,7 +136,7 @@ class VisionTower(nnx.Module):
     """Features of the media tokens of each frame."""
     config, dtype = self.config.vision, jnp.dtype(self.config.dtype)
     x = pixels.normalise(self.layout.place(jnp.asarray(vision.patches), AXES), dtype)
-    x = layers.project(x, self.patch[...].astype(dtype), merge=self.layout.merges)
+    x = layers.project(x, self.patch[...], merge=self.layout.merges)
     x = self._run_blocks(x, *map(jnp.asarray, (vision.rows, vision.window, vision.slot)))
     return self.merger(x, unit=config.merge_unit, merge=self.layout.merges)
 
@@ -166,7 +166,7 @@ class VisionTower(nnx.Module):
         x + layers.swiglu(normed, weights, merge=self.layout.merges), AXES
       ), None
 
-    weights = layers.stack(self.blocks, x.dtype, platform=self.layout.platform)
+    weights = layers.stack(self.blocks, platform=self.layout.platform)
     # A scan for each run of layers of one kind.
     is_full = (index in config.fullatt_block_indexes for index in range(config.depth))
     start = 0
@@ -186,7 +186,7 @@ class VisionTower(nnx.Module):
   ) -> Float[Array, "prompts frames patches vision_embed"]:
     """Attention of one block."""
     merge, (cos, sin, segment, rows) = self.layout.merges, places
-    qkv = layers.project_with_adapter(x, weights, "qkv", merge=merge) + weights["qkv_bias"]
+    qkv = layers.project_by_name(x, weights, "qkv", merge=merge)
     if rows is not None:
       qkv = rows.split(qkv, (None, "vision_heads", None))
     query, key, value = (qkv[..., i, :, :] for i in range(3))
@@ -194,10 +194,7 @@ class VisionTower(nnx.Module):
     mixed = self.attention.frames(query, key, value, segment)
     if rows is not None:
       mixed = rows.join(mixed, ("vision_heads", None))
-    return (
-      layers.project_with_adapter(mixed, weights, "out", contract=2, merge=merge)
-      + weights["out_bias"]
-    )
+    return layers.project_by_name(mixed, weights, "out", contract=2, merge=merge)
 
 
 def rotary_angles(

@@ -124,12 +124,12 @@ class Qwen3VisionTower(nnx.Module):
     """Features [prompts, frames, tokens, …] of the media tokens of each frame."""
     dtype = jnp.dtype(self.config.dtype)
     x = pixels.normalise(self.layout.place(jnp.asarray(vision.patches), AXES), dtype)
-    x = layers.project(x, self.patch[...].astype(dtype), merge=self.layout.merges)
-    x = x + self.patch_bias[...].astype(dtype)
+    x = layers.project(x, self.patch[...], merge=self.layout.merges)
+    x = layers.add_bias(x, self.patch_bias[...])
     x = x + self._positions(jnp.asarray(vision.table_rows), jnp.asarray(vision.table_weights))
     x, taken = self._run_blocks(x, jnp.asarray(vision.rows), jnp.asarray(vision.segment))
-    embedding = self._merge(x, layers.cast(self.merger, dtype))
-    levels = layers.cast(self.deepstack, dtype)
+    embedding = self._merge(x, layers.arrays(self.merger))
+    levels = layers.arrays(self.deepstack)
     merged = [
       self._merge(one, {name: weight[i] for name, weight in levels.items()})
       for i, one in enumerate(taken)
@@ -167,7 +167,7 @@ class Qwen3VisionTower(nnx.Module):
       normed = _layer_norm(x, weights, "norm2")
       return self.layout.place(x + self._feed_forward(normed, weights), AXES), None
 
-    weights = layers.stack(self.blocks, x.dtype, platform=self.layout.platform)
+    weights = layers.stack(self.blocks, platform=self.layout.platform)
     # A scan from each block whose output is taken to the next, so that no other output is kept.
     ends = [*(index + 1 for index in config.deepstack_visual_indexes), config.depth]
     taken, start = [], 0
@@ -189,24 +189,19 @@ class Qwen3VisionTower(nnx.Module):
   ) -> Float[Array, "prompts frames patches vision_embed"]:
     """Attention of one block."""
     merge = self.layout.merges
-    qkv = layers.project_with_adapter(x, weights, "qkv", merge=merge) + weights["qkv_bias"]
+    qkv = layers.project_by_name(x, weights, "qkv", merge=merge)
     query, key, value = (qkv[..., i, :, :] for i in range(3))
     query, key = layers.rotate(query, cos, sin), layers.rotate(key, cos, sin)
     mixed = self.attention.frames(query, key, value, segment)
-    return (
-      layers.project_with_adapter(mixed, weights, "out", contract=2, merge=merge)
-      + weights["out_bias"]
-    )
+    return layers.project_by_name(mixed, weights, "out", contract=2, merge=merge)
 
   def _feed_forward(
     self, x: Float[Array, "prompts frames patches vision_embed"], weights: dict[str, Array]
   ) -> Float[Array, "prompts frames patches vision_embed"]:
     """Feed-forward block of one block."""
     merge = self.layout.merges
-    up = layers.project_with_adapter(x, weights, "up", merge=merge) + weights["up_bias"]
-    up = jax.nn.gelu(up, approximate=True)
-    down = layers.project_with_adapter(up, weights, "down", merge=merge)
-    return down + weights["down_bias"]
+    up = jax.nn.gelu(layers.project_by_name(x, weights, "up", merge=merge), approximate=True)
+    return layers.project_by_name(up, weights, "down", merge=merge)
 
   def _merge(
     self, x: Float[Array, "prompts frames patches vision_embed"], weights: dict[str, Array]
@@ -219,9 +214,9 @@ class Qwen3VisionTower(nnx.Module):
       x = _layer_norm(x, weights, "norm").reshape(squares)
     else:
       x = _layer_norm(x.reshape(squares), weights, "norm")
-    hidden = layers.project(x, weights["hidden"], merge=merge) + weights["hidden_bias"]
+    hidden = layers.project_by_name(x, weights, "hidden", merge=merge)
     hidden = jax.nn.gelu(hidden, approximate=False)
-    return layers.project(hidden, weights["out"], merge=merge) + weights["out_bias"]
+    return layers.project_by_name(hidden, weights, "out", merge=merge)
 
 
 def _layer_norm(

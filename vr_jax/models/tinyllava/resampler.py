@@ -72,15 +72,16 @@ class Resampler(nnx.Module):
   ) -> Float[Array, "prompts frames queries embed"]:
     """Reads the features of videos. segment: -1 for tokens of images that are not there."""
     config, dtype = self.config.resampler, x.dtype
-    x = layers.project(x, self.linear[...].astype(dtype), merge=self.layout.merges)
-    x = self.layout.place(x + self.linear_bias[...].astype(dtype), AXES)
+    x = layers.project(x, self.linear[...], merge=self.layout.merges)
+    x = self.layout.place(layers.add_bias(x, self.linear_bias[...]), AXES)
     if not config.grouped:
       x = x + self._positions(x.shape[2]).astype(dtype)
     tokens = jnp.where(segment >= 0, parts(segment, config.groups), -1)
     own = jnp.repeat(jnp.arange(config.groups), config.latents)
     own = jnp.broadcast_to(own, (*x.shape[:2], config.queries))
-    latents = jnp.tile(self.latents[...].astype(dtype), (config.groups, 1))
-    latents = jnp.broadcast_to(latents, (*x.shape[:2], *latents.shape))
+    latents = jnp.tile(self.latents[...], (config.groups, 1))
+    # Rounded afterwards, so that their gradient is summed in float32.
+    latents = jnp.broadcast_to(latents, (*x.shape[:2], *latents.shape)).astype(dtype)
 
     def layer(latents, weights):
       latents = latents + self._attend(latents, own, x, tokens, weights)
@@ -90,7 +91,7 @@ class Resampler(nnx.Module):
       down = layers.project(up, weights["down"], merge=self.layout.merges)
       return self.layout.place(latents + down, AXES), None
 
-    weights = layers.stack(self.layers, dtype, platform=self.layout.platform)
+    weights = layers.stack(self.layers, platform=self.layout.platform)
     latents, _ = rematerialisation.scan(
       layer, self.layout.place(latents, AXES), weights, policy=self.config.remat
     )

@@ -94,10 +94,7 @@ class PhiTextModel(decoder.Decoder):
   ]:
     """Computes rotated queries, rotated keys, and values of one layer."""
     normed = self._norm(x, weights)
-    query, key, value = (
-      self.project(normed, weights, name) + weights[f"{name}_bias"]
-      for name in ("query", "key", "value")
-    )
+    query, key, value = (self.project(normed, weights, name) for name in ("query", "key", "value"))
     return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
 
   def finish_layer(
@@ -107,10 +104,10 @@ class PhiTextModel(decoder.Decoder):
     weights: dict[str, Array],
   ) -> Float[Array, "*batch embed"]:
     """Output projection and feed-forward block of a layer, added to its input."""
-    attended = self.project(mixed, weights, "out", contract=2) + weights["out_bias"]
-    up = self.project(self._norm(x, weights), weights, "up") + weights["up_bias"]
+    attended = self.project(mixed, weights, "out", contract=2)
+    up = self.project(self._norm(x, weights), weights, "up")
     up = jax.nn.gelu(up, approximate=True)
-    return attended + (self.project(up, weights, "down") + weights["down_bias"]) + x
+    return attended + self.project(up, weights, "down") + x
 
   def final_norm(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
     """Applies the final layer norm."""

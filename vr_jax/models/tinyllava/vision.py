@@ -107,10 +107,10 @@ class SiglipTower(nnx.Module):
     dtype = jnp.dtype(self.config.dtype)
     pixels = self.layout.place(pixels, AXES)
     normalised = image_patches.normalise(pixels, mean=MEAN, std=STD, dtype=dtype)
-    x = layers.project(normalised, self.patch[...].astype(dtype), merge=self.layout.merges)
+    x = layers.project(normalised, self.patch[...], merge=self.layout.merges)
     # Whole on every device: it is small.
     table = self.layout.place(self.positions[...], (None, None))
-    return x + self.patch_bias[...].astype(x.dtype) + table.astype(x.dtype)
+    return layers.add_bias(layers.add_bias(x, self.patch_bias[...]), table)
 
   def _run_blocks(
     self,
@@ -124,7 +124,7 @@ class SiglipTower(nnx.Module):
       x = x + self._feed_forward(self._norm(x, weights, "norm2"), weights)
       return self.layout.place(x, AXES), None
 
-    weights = layers.stack(self.blocks, x.dtype, platform=self.layout.platform)
+    weights = layers.stack(self.blocks, platform=self.layout.platform)
     return rematerialisation.scan(
       block, self.layout.place(x, AXES), weights, policy=self.config.remat
     )[0]
@@ -138,21 +138,18 @@ class SiglipTower(nnx.Module):
     """Attention of one block, of each patch to all of its image."""
     merge = self.layout.merges
     query, key, value = (
-      layers.project_with_adapter(x, weights, name, merge=merge) + weights[f"{name}_bias"]
-      for name in ("query", "key", "value")
+      layers.project_by_name(x, weights, name, merge=merge) for name in ("query", "key", "value")
     )
     mixed = self.attention.frames(query, key, value, segment)
-    out = layers.project_with_adapter(mixed, weights, "out", contract=2, merge=merge)
-    return out + weights["out_bias"]
+    return layers.project_by_name(mixed, weights, "out", contract=2, merge=merge)
 
   def _feed_forward(
     self, x: Float[Array, "prompts images patches vision_embed"], weights: dict[str, Array]
   ) -> Float[Array, "prompts images patches vision_embed"]:
     """Feed-forward block of one block."""
     merge = self.layout.merges
-    up = layers.project_with_adapter(x, weights, "up", merge=merge) + weights["up_bias"]
-    up = jax.nn.gelu(up, approximate=True)
-    return layers.project_with_adapter(up, weights, "down", merge=merge) + weights["down_bias"]
+    up = jax.nn.gelu(layers.project_by_name(x, weights, "up", merge=merge), approximate=True)
+    return layers.project_by_name(up, weights, "down", merge=merge)
 
   def _norm(
     self, x: Float[Array, "... embed"], weights: dict[str, Array], name: str
