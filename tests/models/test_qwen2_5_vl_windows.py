@@ -81,7 +81,8 @@ def _features_and_gradients(layout, inputs, **fields):
   weight = np.random.default_rng(1).standard_normal((*seen.shape[:2], 16)).astype(np.float32)
 
   def loss(params):
-    features = jnp.where(seen, nnx.merge(graphdef, params)(inputs), 0)
+    features = nnx.merge(graphdef, params)(jax.tree.map(jnp.asarray, inputs))
+    features = jnp.where(seen, features, 0)
     return (features * weight).sum(), features
 
   return jax.tree.map(np.asarray, jax.jit(jax.grad(loss, has_aux=True))(params))
