@@ -134,6 +134,7 @@ def _episodes(
     mesh_lib.MeshLayout(net.mesh), shapes.prompts, shapes.group
   )
   room = {"group": shapes.group, "frames": later.frames_in_all, "patches": later.patches}
+  room["window"] = net.config.rl.repetition_window
   start = Program(
     name="prefill",
     function=turn_decode.start,
@@ -198,6 +199,7 @@ def _prefilled(
       hidden=place(state.hidden, ("slots", None)),
       cache=state.cache.placed(place),
       media=jax.tree.map(place_media, state.media),
+      last_tokens=jax.tree.map(place_media, state.last_tokens),
     ),
   )
 

@@ -241,9 +241,21 @@ class RlSection(LoopSection):
     "least; 0: any. It comes before top_k, and top_p is of what both keep.",
     "[0, 1)",
   )
+  sampler_log_probs: Literal["all", "kept"] = field(
+    "all",
+    "Tokens among which the sampler's log-probs are: all, as the trainer's; or those that min_p, "
+    "top_k and top_p keep, of which one is drawn.",
+  )
   max_new_tokens: int = field(
     768, "Most tokens of a reply; with several turns, of each turn.", "[1, inf)"
   )
+  repetition_window: int = field(
+    0,
+    "A reply ends, as if it were at rl.max_new_tokens, where so many last tokens are one pattern "
+    "that comes rl.repetition_count times or more in a row; 0: none does.",
+    "[0, inf)",
+  )
+  repetition_count: int = field(4, "Fewest repetitions.", "[2, inf)", only_with="repetition_window")
   decode_slot_fractions: tuple[float, ...] = field(
     (0.86, 0.74, 0.63, 0.54, 0.46, 0.38, 0.3, 0.24, 0.18, 0.13, 0.09, 0.06, 0.04, 0.03, 0.02, 0.01),
     "Fractions of the batch that decoding shrinks to as replies end, each compiled once; (): it "

@@ -87,9 +87,13 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
     ("dual_clip", {"dual_clip": 1.4, "clip_epsilon_high": 0.4}),
     ("importance_sampling_level", {"importance_sampling_level": "sequence", "objective": "cispo"}),
     ("overlong_buffer", {"overlong_buffer": 9, "overlong_max_tokens": 8}),
+    ("sampler_log_probs", {"sampler_log_probs": "kept", "mismatch_warning": 0.0}),  # of all tokens
+    ("sampler_log_probs", {"sampler_log_probs": "kept", "top_p": 0.9}),  # each step would warn
+    ("repetition_window", {"repetition_window": 73}),
+    ("repetition_window", {"repetition_window": 8, "repetition_count": 9}),
   ],
 )
-def test_options_of_the_loss_that_do_not_go_together_are_refused(named, fields):
+def test_options_that_do_not_go_together_are_refused(named, fields):
   config = nano.recipe("tiny", nano.RECIPE)
   config.rl.update(fields)
   with pytest.raises(errors.InputError, match=f"--config.rl.{named}"):
@@ -104,12 +108,24 @@ def test_options_of_the_loss_that_do_not_go_together_are_refused(named, fields):
     {"baseline": "leave_one_out", "normalize_by_std": False, "advantage_estimator": "joint"},
     {"overlong_buffer": 72},
     {"overlong_buffer": 8, "overlong_max_tokens": 8},
+    {"sampler_log_probs": "kept", "mismatch_warning": 0.0, "top_k": 20},
+    {"repetition_window": 72, "repetition_count": 72},
   ],
 )
-def test_options_of_the_loss_that_go_together_are_taken(fields):
+def test_options_that_go_together_are_taken(fields):
   config = nano.recipe("tiny", nano.RECIPE)
   config.rl.update(fields)
   config_checks.check(config)
+
+
+def test_log_probs_of_kept_tokens_do_not_go_with_a_penalty_that_compares_them():
+  config = nano.recipe("tiny", "configs/video_mtr.py")
+  config.rl.update({"sampler_log_probs": "kept", "mismatch_warning": 0.0, "top_p": 0.9})
+  if not config.critic.kl_weight:
+    config_checks.check(config)
+    config.critic.kl_weight = 0.1
+  with pytest.raises(errors.InputError, match=r"critic\.kl_weight"):
+    config_checks.check(config)
 
 
 def test_shuffled_replies_are_refused_for_a_network_whose_features_have_no_order():

@@ -75,6 +75,11 @@ def test_a_run_logs_what_its_options_count(data, tmp_path, monkeypatch):
     rl__overlong_buffer=16,
     rl__overlong_weight=0.5,
     rl__advantage_noise=0.02,
+    rl__top_p=0.5,
+    rl__sampler_log_probs="kept",
+    rl__mismatch_warning=0.0,
+    rl__repetition_window=2,
+    rl__repetition_count=2,
   )
   rl_loop.train(config, tmp_path)
   lines = metrics_lib.read(tmp_path / "metrics.jsonl")
@@ -87,6 +92,10 @@ def test_a_run_logs_what_its_options_count(data, tmp_path, monkeypatch):
       others + 0.5 * values["rewards/overlong/mean"]
     )
     assert 0 <= values["clip_ratio/dual_mean"] <= 1
+    # An untrained network: hardly a token is likelier than another, so half of the mass is kept.
+    assert 0.5 <= values["sampling/importance_sampling_ratio/mean"] < 0.6
+    assert values["completions/repetition_ratio"] <= values["completions/clipped_ratio"] <= 1
+  assert any(line["values"]["completions/repetition_ratio"] > 0 for line in lines)
   assert any(
     line["values"]["clip_ratio/low_mean"] + line["values"]["clip_ratio/high_mean"] > 0
     for line in lines

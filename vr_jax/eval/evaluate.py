@@ -151,8 +151,9 @@ def _played(
 
 
 def _truncated(context: run_context.RunContext, rollout: records.Rollout, rows: int) -> list[bool]:
-  """Whether a reply of each episode has as many tokens as allowed, and no end."""
-  limit = context.config.rl.max_new_tokens
+  """Whether a reply of each episode was cut: at the limit of tokens, or as it repeats itself."""
+  rl = context.config.rl
+  limit = 1 if rl.repetition_window else rl.max_new_tokens  # fewest tokens of one that was cut
   arrays = (rollout.tokens, rollout.kind, rollout.turn)
   own = zip(*(mesh_lib.local_rows(x)[:rows, 0] for x in arrays), strict=True)
   return [

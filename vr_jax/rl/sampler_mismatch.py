@@ -3,7 +3,8 @@
 d = o - s is the difference of a token's log-probs: o by the trainer before its update, s by the
 sampler. A reply's d is the sum over its tokens. The mean of exp(d) says little: tokens are drawn by
 s, so its expectation is 1 whatever o is (with top-p, top-k or min-p, the mass they keep by o over
-that by s). These do tell:
+that by s; if s is among the kept tokens, the mass that they keep by o, and d contains minus its
+log). These do tell:
 
     mean |d|           in nats
     k3                 exp(d) - 1 - d, never negative; its mean estimates KL(sampler || trainer)

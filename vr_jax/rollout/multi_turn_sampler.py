@@ -150,6 +150,7 @@ class EpisodeBatch:
       length=self._cache_length,
       frames=max(schedule.frame_buckets),
       patches=schedule.patches,
+      window=decoding.repetition_stop.window,
     )
     # Each cache slot has room for the largest number of frames.
     self._tokens_per_frame = jax.tree.leaves(self._state.media)[0].shape[1] // max(

@@ -163,7 +163,13 @@ def sample_counting(
   blocks = [BlockQueue(block, places, group) for block in range(places.blocks)]
   running: list[_Reply | None] = [None] * (places.devices * places.slots)
   prefix, state = _open_slots(
-    graphdef, params, prompt, places=places, slots=len(running), length=time
+    graphdef,
+    params,
+    prompt,
+    places=places,
+    slots=len(running),
+    length=time,
+    window=decoding.repetition_stop.window,
   )
   # Prefilling reads the parameters as training has them, as in `sampler.sample`.
   decode_params = (
@@ -313,7 +319,7 @@ def _take_prompts(
 
 
 @same_programs.compared
-@functools.partial(jax.jit, static_argnames=("graphdef", "places", "slots", "length"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "places", "slots", "length", "window"))
 def _open_slots(
   graphdef: nnx.GraphDef,
   params: PyTree,
@@ -322,6 +328,7 @@ def _open_slots(
   places: RefillLayout,
   slots: int,
   length: int,
+  window: int,
 ) -> tuple[interface.Prefix, turn_decode.EpisodeDecodeState]:
   """Empty prompt slots and slots."""
   model = nnx.merge(graphdef, params)
@@ -332,6 +339,7 @@ def _open_slots(
     hidden=model.layout.place(hidden, ("slots", None)),
     cache=model.init_cache(prefix, slots, length),
     media=(),
+    last_tokens=turn_decode.no_last_tokens(model.layout, slots, window),
   )
 
 

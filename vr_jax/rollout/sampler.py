@@ -22,7 +22,7 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import forward, inverse_cdf, likely_tokens
+from vr_jax.rollout import forward, inverse_cdf, likely_tokens, repetition
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 CHECK_EVERY = 4  # with several devices, steps between two counts of the unfinished replies
@@ -37,9 +37,12 @@ class Decoding:
   temperature: 0 is greedy.
   top_p: keeps the smallest set of tokens whose probability reaches it; 1: all tokens.
   top_k, min_p: of `likely_tokens.keep_likely`, before top-p; 0: all tokens.
+  kept_log_probs: whether log-probs are among the tokens that top-p, top-k and min-p keep, those of
+    which one was drawn, and not among all. Greedy ones are always among all.
   presence_penalty: is taken from the logits of the tokens that a reply has already, before the
     division by the temperature. Only this module has it, and log-probs are those after it.
   stop_tokens: end a reply, and are part of it.
+  repetition_stop: when a reply ends because it repeats itself.
   slot_fractions: falling fractions of the slots to which decoding shrinks as replies end; decoding
     is compiled once for each fraction that is reached.
   replicate_weights: whether each device keeps all weights (except for heads that are split) while
@@ -54,6 +57,10 @@ class Decoding:
   stop_tokens: tuple[int, ...]
   top_k: int = 0
   min_p: float = 0.0
+  kept_log_probs: bool = False
+  repetition_stop: repetition.RepetitionStop = dataclasses.field(
+    default_factory=repetition.RepetitionStop
+  )
   presence_penalty: float = 0.0
   slot_fractions: tuple[float, ...] = ()
   replicate_weights: bool = True
@@ -101,7 +108,7 @@ def sample(
 
   Log-probs are of the distribution at the temperature (at temperature 0: at temperature 1), without
   the tokens that are not allowed and before min-p, top-k and top-p. `forward.reply_log_probs`
-  computes the same, unless there is a presence penalty.
+  computes the same, unless there is a presence penalty or `decoding.kept_log_probs`.
   """
   return sample_counting(graphdef, params, prompt, allowed_tokens, key, decoding=decoding)[0]
 
@@ -255,6 +262,12 @@ def _decode(
       logits -= decoding.presence_penalty / (decoding.temperature or 1.0) * seen
     token, log_prob = sample_token(logits, state.keys, index, decoding)
     token, log_prob = jnp.where(done, 0, token), jnp.where(done, 0, log_prob)
+    tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, index, axis=1)
+    ended = (token[:, None] == stops).any(axis=-1)
+    if stop := decoding.repetition_stop.window:
+      # Of a shorter reply, the places before the first are places after the last, which are 0.
+      last = jnp.take(tokens, index - jnp.arange(stop)[::-1], axis=1, mode="wrap")
+      ended |= repetition.is_repeating(last, index + 1, decoding.repetition_stop)
     if seen is not None:
       seen = seen | (jnp.arange(seen.shape[1]) == token[:, None])
     hidden, cache = model.decode(constants, state.cache, token, index, state.decode_slots)
@@ -263,10 +276,10 @@ def _decode(
       index=index + 1,
       hidden=hidden,
       cache=cache,
-      tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, index, axis=1),
+      tokens=tokens,
       log_probs=jax.lax.dynamic_update_index_in_dim(state.log_probs, log_prob, index, axis=1),
       lengths=state.lengths + ~done,
-      finished=done | (token[:, None] == stops).any(axis=-1),
+      finished=done | ended,
       seen=seen,
     )
 
@@ -402,16 +415,20 @@ def sample_token(
     `forward.token_logits` returns them. `decoding.temperature` only tells whether to be greedy.
   index: number of the step, folded into the keys of the slots.
   """
-  log_probs = jax.nn.log_softmax(logits)
+  log_probs, kept_mass = jax.nn.log_softmax(logits), None
   if decoding.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
   else:
+    weights = jnp.exp(log_probs)
     kept = likely_tokens.keep_likely(
-      jnp.exp(log_probs), top_p=decoding.top_p, top_k=decoding.top_k, min_p=decoding.min_p
+      weights, top_p=decoding.top_p, top_k=decoding.top_k, min_p=decoding.min_p
     )
     token = inverse_cdf.sample(kept, uniform(keys, index))
+    if decoding.kept_log_probs and kept is not weights:
+      kept_mass = kept.sum(axis=-1)
   token = token.astype(jnp.int32)
-  return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+  log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+  return token, log_prob if kept_mass is None else log_prob - jnp.log(kept_mass)
 
 
 def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Array, "slots"]:

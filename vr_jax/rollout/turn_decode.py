@@ -15,7 +15,7 @@ from typing import cast
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 import numpy as np
 
 from vr_jax import records
@@ -23,7 +23,7 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import forward, row_sampling, sampler
+from vr_jax.rollout import forward, repetition, row_sampling, sampler
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 
@@ -36,11 +36,14 @@ class EpisodeDecodeState:
   hidden: hidden state at the last token of each reply, from which the next one is drawn.
   cache: keys and values of the tokens after the prompt.
   media: features [cache_slots, media, …] of the frames that later turns showed.
+  last_tokens: of each reply, the newest last, for `Decoding.repetition_stop`; None without it. What
+    a reply does not have yet means nothing.
   """
 
   hidden: Float[Array, "cache_slots embed"]
   cache: interface.Cache
   media: PyTree
+  last_tokens: Int[Array, "cache_slots window"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +83,9 @@ class DecodedChunk:
 
 
 @same_programs.compared
-@functools.partial(jax.jit, static_argnames=("graphdef", "group", "length", "frames", "patches"))
+@functools.partial(
+  jax.jit, static_argnames=("graphdef", "group", "length", "frames", "patches", "window")
+)
 def start(
   graphdef: nnx.GraphDef,
   params: PyTree,
@@ -90,12 +95,14 @@ def start(
   length: int,
   frames: int,
   patches: int,
+  window: int = 0,
 ) -> tuple[interface.Prefix, EpisodeDecodeState]:
   """Reads the prompts, and makes the state of replies that have no tokens yet.
 
   group: replies to each prompt.
   length: tokens that a cache slot has room for.
   frames, patches: frames and patches per frame that each reply has room for.
+  window: of `Decoding.repetition_stop`.
   """
   model = nnx.merge(graphdef, params)
   prefix = model.prefill(prompt)
@@ -109,7 +116,15 @@ def start(
     hidden=model.gather_for_slots(prefix.hidden, decode_slots),
     cache=model.init_cache(prefix, len(reply), length),
     media=model.init_media_features(len(reply), frames, patches),
+    last_tokens=no_last_tokens(model.layout, len(reply), window),
   )
+
+
+def no_last_tokens(
+  layout: layout_lib.Layout, slots: int, window: int
+) -> Int[Array, "slots window"] | None:
+  """The last tokens of replies that have none; None if there is no window."""
+  return layout.place(jnp.zeros((slots, window), jnp.int32), ("slots", None)) if window else None
 
 
 @same_programs.compared
@@ -161,7 +176,7 @@ def decode(
   blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
 
   def should_continue(carry: tuple) -> Array:
-    ended = carry[-1].ended
+    ended = carry[-2].ended
     return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > stop_at_unfinished
 
   def draw(hidden: Array, number: Array) -> tuple[Array, Array]:
@@ -173,13 +188,18 @@ def decode(
     return row_sampling.sample_tokens(logits, row_settings, number)
 
   def step(carry: tuple) -> tuple:
-    index, hidden, recent, decoded = carry
+    index, hidden, recent, decoded, last_tokens = carry
     token, log_prob = draw(hidden, slots.step + index)
     token, log_prob = (jnp.where(decoded.ended, 0, x) for x in (token, log_prob))
     hidden, recent = model.decode_later_turn(
       constants, past, recent, token, index, rows, decode_slots
     )
     last = (token[:, None] == stops).any(axis=-1) | (index + 1 >= slots.left)
+    if last_tokens is not None:
+      added = repetition.append(last_tokens, token)
+      last_tokens = jnp.where(decoded.ended[:, None], last_tokens, added)
+      length = decoding.max_new_tokens - slots.left + index + 1
+      last |= repetition.is_repeating(last_tokens, length, decoding.repetition_stop)
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=1)
     decoded = DecodedChunk(
       tokens=put(decoded.tokens, token),
@@ -187,7 +207,7 @@ def decode(
       counts=decoded.counts + ~decoded.ended,
       ended=decoded.ended | last,
     )
-    return index + 1, hidden, recent, decoded
+    return index + 1, hidden, recent, decoded, last_tokens
 
   decoded = DecodedChunk(
     tokens=blank.astype(jnp.int32),
@@ -197,13 +217,19 @@ def decode(
   )
   hidden = _read_cache_slots(model.layout, state.hidden, cache_slot)
   recent = model.init_cache(prefix, len(slots.step), chunk)
-  carry = (jnp.int32(0), hidden, recent, decoded)
-  _, hidden, recent, decoded = sampler.decode_loop(
+  last_tokens = state.last_tokens
+  if last_tokens is not None:
+    last_tokens = _read_cache_slots(model.layout, last_tokens, cache_slot)
+  carry = (jnp.int32(0), hidden, recent, decoded, last_tokens)
+  _, hidden, recent, decoded, last_tokens = sampler.decode_loop(
     model.layout, should_continue, step, carry, index=lambda carry: carry[0], most=chunk
   )
   cache = state.cache.write_rows(model.layout, recent, cache_slot, written, decoded.counts)
   hidden = _write_cache_slots(model.layout, state.hidden, cache_slot, hidden)
-  return dataclasses.replace(state, hidden=hidden, cache=cache), replicate(model.layout, decoded)
+  if state.last_tokens is not None:
+    last_tokens = _write_cache_slots(model.layout, state.last_tokens, cache_slot, last_tokens)
+  state = dataclasses.replace(state, hidden=hidden, cache=cache, last_tokens=last_tokens)
+  return state, replicate(model.layout, decoded)
 
 
 @same_programs.compared
@@ -246,7 +272,8 @@ def append_observations(
     places = (cache_slot, ("slots",)), (first, ("slots",))
     return model.layout.per_shard(of_device, ((x, wide), (new, wide), *places))
 
-  return EpisodeDecodeState(
+  return dataclasses.replace(
+    state,
     hidden=_write_cache_slots(model.layout, state.hidden, cache_slot, hidden),
     cache=cache,
     media=jax.tree.map(write, state.media, media),
@@ -284,8 +311,8 @@ def replicate(layout: layout_lib.Layout, tree: PyTree) -> PyTree:
 
 
 def _read_cache_slots(
-  layout: layout_lib.Layout, x: Float[Array, "cache_slots embed"], cache_slot: Int[Array, "slots"]
-) -> Float[Array, "slots embed"]:
+  layout: layout_lib.Layout, x: Shaped[Array, "cache_slots last"], cache_slot: Int[Array, "slots"]
+) -> Shaped[Array, "slots last"]:
   def of_device(cache_slot: Array, x: Array) -> Array:
     return jnp.take(x, cache_slot, axis=0, mode="clip")
 
@@ -295,10 +322,10 @@ def _read_cache_slots(
 
 def _write_cache_slots(
   layout: layout_lib.Layout,
-  x: Float[Array, "cache_slots embed"],
+  x: Shaped[Array, "cache_slots last"],
   cache_slot: Int[Array, "slots"],
-  new: Float[Array, "slots embed"],
-) -> Float[Array, "cache_slots embed"]:
+  new: Shaped[Array, "slots last"],
+) -> Shaped[Array, "cache_slots last"]:
   def of_device(x: Array, cache_slot: Array, new: Array) -> Array:
     return x.at[cache_slot].set(new, mode="drop")
 

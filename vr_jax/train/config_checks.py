@@ -125,6 +125,7 @@ def _check_together(
       f"{config.recipe} has no reward of temporal order"
     )
   yield from _check_shuffling(config)
+  yield from _check_sampling(config)
   if environment.chooses_frames:
     yield from _check_pool(config)
   else:
@@ -277,6 +278,37 @@ def _check_loss(rl: ml_collections.ConfigDict) -> Problems:
   if rl.overlong_max_tokens and not rl.overlong_buffer:
     yield errors.InputError(
       f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: needs rl.overlong_buffer > 0"
+    )
+
+
+def _check_sampling(config: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem for options of sampling that make others wrong or have no effect."""
+  rl = config.rl
+  if rl.sampler_log_probs == "kept":
+    if rl.top_p == 1 and not rl.top_k and not rl.min_p:
+      yield errors.InputError(
+        "--config.rl.sampler_log_probs=kept: rl.top_p=1, rl.top_k=0 and rl.min_p=0 keep all "
+        "tokens; set one of them, or all"
+      )
+    if rl.mismatch_warning:
+      yield errors.InputError(
+        "--config.rl.sampler_log_probs=kept: its log-probs differ from the trainer's by the mass "
+        "that is kept; set rl.mismatch_warning to 0"
+      )
+    if "critic" in config and config.critic.kl_weight:
+      yield errors.InputError(
+        "--config.rl.sampler_log_probs=kept: the reference's log-probs, which critic.kl_weight "
+        "compares with the sampler's, are among all tokens; set it to all"
+      )
+  if rl.repetition_window and rl.repetition_window < rl.repetition_count:
+    yield errors.InputError(
+      f"--config.rl.repetition_window={rl.repetition_window}: has no room for "
+      f"rl.repetition_count={rl.repetition_count} repetitions; raise it"
+    )
+  if rl.repetition_window > rl.max_new_tokens:
+    yield errors.InputError(
+      f"--config.rl.repetition_window={rl.repetition_window}: "
+      f"no reply is longer than rl.max_new_tokens={rl.max_new_tokens}"
     )
 
 

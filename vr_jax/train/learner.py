@@ -16,6 +16,7 @@ import numpy as np
 from vr_jax import records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import advantages as advantages_lib
+from vr_jax.rollout import repetition
 from vr_jax.train import console, experience, learner_state, reply_shapes, run_context, train_step
 from vr_jax.train import critic as critic_lib
 from vr_jax.train import step_timer as step_timer_lib
@@ -215,6 +216,12 @@ class Learner:
       key=self._noise_key(),
       max_tokens=rl.max_new_tokens,
     )
+    if rl.repetition_window:
+      stopped = repetition.stopped_fraction(
+        rollout, stop_tokens=context.stop_tokens, max_new_tokens=rl.max_new_tokens
+      )
+      metrics["completions/repetition_ratio"] = stopped
+      metrics["completions/clipped_ratio"] += stopped
     if self.critic is None:
       return advantages, group_mask, None, metrics
     # Of the group's advantages, only the metrics of rewards are used. The critic judges single

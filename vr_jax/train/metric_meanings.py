@@ -43,7 +43,8 @@ MEANINGS: Mapping[str, str] = {
   ),
   "sampling/importance_sampling_ratio/mean": (
     "Mean ratio of the trainer's probability of a token to the sampler's. Without top-p, top-k "
-    "and min-p its expectation is 1 however much they differ."
+    'and min-p its expectation is 1 however much they differ; with rl.sampler_log_probs="kept" it '
+    "is about the mass that these keep."
   ),
   "sampling/sampling_logp_difference/mean": (
     "Mean absolute difference of a token's log-prob between trainer and sampler."
@@ -96,7 +97,12 @@ MEANINGS: Mapping[str, str] = {
   "completions/min_length": "Fewest sampled tokens of an episode.",
   "completions/max_length": "Most sampled tokens of an episode.",
   "completions/<segment>/mean_length": "Mean number of tokens of a segment.",
-  "completions/clipped_ratio": "Fraction of replies that reached rl.max_new_tokens.",
+  "completions/clipped_ratio": (
+    "Fraction of replies that reached rl.max_new_tokens, or that rl.repetition_window ended."
+  ),
+  "completions/repetition_ratio": (
+    "Fraction of replies that rl.repetition_window ended, where that is set."
+  ),
   "padding_fraction": (
     "Fraction of the tokens computed in a step that are padding or lie behind the end of a reply."
   ),

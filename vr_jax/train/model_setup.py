@@ -19,7 +19,7 @@ from vr_jax.models import family as family_lib
 from vr_jax.models import interface, registry
 from vr_jax.models.common import lora, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import sampler
+from vr_jax.rollout import repetition, sampler
 
 
 def clamp_microbatches(
@@ -141,6 +141,8 @@ class ModelSetup:
       "top_p": rl.top_p,
       "top_k": rl.top_k,
       "min_p": rl.min_p,
+      "kept_log_probs": rl.sampler_log_probs == "kept",
+      "repetition_stop": repetition.RepetitionStop(rl.repetition_window, rl.repetition_count),
       "stop_tokens": self.stop_tokens,
       "slot_fractions": tuple(rl.decode_slot_fractions),
       "replicate_weights": rl.replicate_weights_for_decode,

@@ -223,6 +223,8 @@ def play_chunk(
     for each in (played.rollout.tokens, played.rollout.kind, played.rollout.turn)
   )
   sampled, limit = kind == records.Kind.MODEL, _reply_limit(context, protocol)
+  if context.config.rl.repetition_window:
+    limit = 1  # any reply without an end was cut
   return [
     reply_store.StoredReply(
       id=item.example.id,
@@ -246,7 +248,7 @@ def _is_cut(
   turn: Int[np.ndarray, "time"],
   limit: int,
 ) -> bool:
-  """Whether a reply of an episode has as many tokens as allowed, and no end."""
+  """Whether a reply of an episode has at least as many tokens as `limit`, and no end."""
   replies = (tokens[sampled & (turn == number)] for number in range(int(turn.max()) + 1))
   return any(len(ids) >= limit and ids[-1] not in context.stop_tokens for ids in replies)
 
