@@ -8,8 +8,7 @@ from tests.rewards import judge_server
 from tests.traces import test_vlm_client, trace_runs
 from vr_jax import errors
 from vr_jax.envs import videop2r
-from vr_jax.traces import beam as traces_beam
-from vr_jax.traces import proposers
+from vr_jax.traces import pipeline, proposers
 from vr_jax.traces import stage as traces_stage
 
 FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
@@ -60,7 +59,7 @@ def test_the_samplers_traces_are_the_same_and_its_replies_are_asked_for_once(
   single = written(trace_runs.config(data), tmp_path / "single")
   made = trace_runs.config(data, traces__workers=1, traces__beam=IN_THIS_PROCESS)
   with monkeypatch.context() as patch:
-    patch.setattr(traces_beam, "_run", _interrupted)
+    patch.setattr(pipeline.Pipeline, "run", _interrupted)
     with pytest.raises(KeyboardInterrupt):
       written(made, tmp_path / "several")
   monkeypatch.setattr(traces_beam.proposers.sampler, "sample", None)
