@@ -62,7 +62,7 @@ def test_the_samplers_traces_are_the_same_and_its_replies_are_asked_for_once(
     patch.setattr(pipeline.Pipeline, "run", _interrupted)
     with pytest.raises(KeyboardInterrupt):
       written(made, tmp_path / "several")
-  monkeypatch.setattr(traces_beam.proposers.sampler, "sample", None)
+  monkeypatch.setattr(proposers.sampler, "sample", None)
   assert written(made, tmp_path / "several") == single
 
 
