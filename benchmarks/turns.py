@@ -14,8 +14,8 @@ and frames:
 
 Frames come as pixels. All sides make patches; the sides that prefill again make those of new frames
 only. Both of our sides split their rows over two CPU devices, one a core, as the tiny recipes do
-(`set_cpu_devices`); PyTorch has a thread for each. Times are of sampling at temperature 1. Before
-timing, greedy replies are compared, as in `benchmarks.rollout`. Prints one JSON line.
+(`cpu_devices.set_number`); PyTorch has a thread for each. Times are of sampling at temperature 1.
+Before timing, greedy replies are compared, as in `benchmarks.rollout`. Prints one JSON line.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,6 +39,7 @@ from benchmarks import measure, rollout, workload
 from vr_jax import records
 from vr_jax.models import registry
 from vr_jax.models.common import conversation, prompts
+from vr_jax.parallel import cpu_devices
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import episodes, forward, multi_turn_sampler, sampler
 
@@ -329,7 +330,7 @@ def compare(
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints its line. Qwen3-VL is compared with our other side alone."""
-  mesh_lib.set_cpu_devices(2)
+  cpu_devices.set_number(2)
   about = measure.About("torch", "transformers")
   sizes, names = workload.of_family(SIZES, argv, SIDES)
   result = compare(sizes, devices=jax.devices(), names=names)

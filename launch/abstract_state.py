@@ -3,7 +3,6 @@
 There are no weights, and the devices need not be attached to this host.
 """
 
-from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -149,11 +148,10 @@ def _episode_inputs(
 
 
 def with_sharding(
-  mesh: jax.sharding.Mesh, x: jax.ShapeDtypeStruct, axes: Sequence[str | None]
+  layout: mesh_lib.MeshLayout, x: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]
 ) -> Any:
-  """The same array with the sharding that the mesh's rules give these logical axes.
+  """The same array with the sharding that a layout gives these logical axes.
 
   Typed `Any` because it takes the place of an array in a record.
   """
-  sharding = jax.sharding.NamedSharding(mesh, mesh_lib.spec_of(axes, x.shape, mesh))
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding(axes, x.shape))

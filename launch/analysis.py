@@ -137,14 +137,15 @@ def analyse(
   config: ml_collections.ConfigDict,
   where: topology.Slice,
   *,
-  only: Callable[[programs.Program], bool] = lambda program: True,
+  names: Sequence[str] = (),
   progress: Callable[[str], None] = lambda line: None,
   options: dict[str, str] | None = None,
   layers: int = 0,
   blame: bool = True,
 ) -> SlicePlan:
-  """Compiles and examines the programs that `only` accepts.
+  """Compiles and examines the programs of a step.
 
+  names: of the programs; (): all.
   options: of the compiler; None: those of a run on the slice's chips.
   layers: of the text model that are kept; 0: all.
   blame: as in `examine`.
@@ -164,7 +165,7 @@ def analyse(
     options = compiler_options.options_for(where.devices[0].device_kind, config.compiler_options)
   analyses = []
   every = programs.programs_of_step(config, model, mesh, shapes)
-  chosen = [program for program in every if only(program)]
+  chosen = [program for program in every if not names or program.name in names]
   if not chosen:
     raise errors.InputError(f"--programs: one of {', '.join(program.name for program in every)}")
   expected = expected_time.ExpectedTime([program.name for program in chosen])

@@ -81,7 +81,7 @@ def compare(
       plan = analysis.analyse(
         config,
         where,
-        only=lambda program: not names or program.name in names,
+        names=names,
         options=dict(options),
         layers=layers,
         progress=progress,

@@ -1,12 +1,12 @@
 """Plans a recipe on a TPU slice before one is rented: compiles it without weights or a TPU.
 
     python launch/plan.py --config=configs/moss_chatv.py:7b --topology=v5p:4x4x4 \\
-      [--quick] [--sweep | --options-sweep] [--json] [--config.x=y …]
+      [--quick] [--sweep | --options-sweep] [--programs=rollout] [--json] [--config.x=y …]
 
 Prints for each program its bytes on a chip, its FLOPs, the bytes that it moves in memory and
 between chips, and its time by the roofline. --sweep searches for the fastest mesh and the largest
-load that fit. --options-sweep compares compiler options: with --layers=2 on a shallow model, with
---programs="rollout,train step" on these alone. With --quick the compiler takes about half as long;
+load that fit. --options-sweep compares compiler options. --layers=2 compiles a shallow model,
+--programs="rollout,train step" these alone. With --quick the compiler takes about half as long;
 memory and seconds are then upper bounds (docs/pods.md). The programs are those of an RL step
 (launch/programs.py); the compiler is that of TPUs (libtpu). Exit codes: 0 fits; 1 does not; 2 bad
 input.
@@ -51,8 +51,8 @@ def _run(argv: list[str]) -> int:
   parser.add_argument(
     "--options-sweep", action="store_true", help="compile with each candidate of compiler options"
   )
-  parser.add_argument("--layers", type=int, default=0, help="text layers of an options sweep")
-  parser.add_argument("--programs", default="", help="programs of an options sweep; empty: all")
+  parser.add_argument("--layers", type=int, default=0, help="text layers, to save time; 0: all")
+  parser.add_argument("--programs", default="", help="names, with commas between; empty: all")
   parser.add_argument("--quick", action="store_true", help="compile with little effort")
   try:
     options, rest = parser.parse_known_args(argv)
@@ -64,8 +64,8 @@ def _run(argv: list[str]) -> int:
     )
   if options.sweep and options.options_sweep:
     raise errors.InputError("--options-sweep: not with --sweep; give one of them")
-  if (options.layers or options.programs) and not options.options_sweep:
-    raise errors.InputError("--layers and --programs are for --options-sweep; add it")
+  if (options.layers or options.programs) and options.sweep:
+    raise errors.InputError("--layers, --programs: not with --sweep, which compiles all")
   # A plan has no workdir; the entry point's own parser reads the rest and checks each field.
   config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])
   topology.prepare(quick=options.quick)
@@ -85,8 +85,8 @@ def _run(argv: list[str]) -> int:
     print(json.dumps(sweep.as_json(found)) if options.json else sweep.as_text(found))
     return 0 if found.best is not None else 1
   config = model_setup.clamp_microbatches(config, mesh.make_mesh(config.mesh, where.devices))
+  names = [name.strip() for name in options.programs.split(",") if name.strip()]
   if options.options_sweep:
-    names = [name.strip() for name in options.programs.split(",") if name.strip()]
     outcomes = options_sweep.compare(
       config, where, layers=options.layers, names=names, progress=_say
     )
@@ -96,7 +96,7 @@ def _run(argv: list[str]) -> int:
       else options_sweep.as_text(outcomes)
     )
     return 0 if any(one.fits for one in outcomes) else 1
-  plan = analysis.analyse(config, where, progress=_say)
+  plan = analysis.analyse(config, where, names=names, layers=options.layers, progress=_say)
   print(json.dumps(report.as_json(plan)) if options.json else report.as_text(plan))
   return 0 if plan.fits else 1
 

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 from typing import Any, TypeGuard
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -130,9 +129,7 @@ def _episodes(
 ) -> list[Program]:
   """The programs that play episodes: prefill, a chunk of decoding, and appending observations."""
   net, shapes, section = run.net, run.step_shapes, run.net.config.turns
-  places = slot_layout_lib.SlotLayout.for_groups(
-    mesh_lib.MeshLayout(net.mesh), shapes.prompts, shapes.group
-  )
+  places = slot_layout_lib.SlotLayout.for_groups(net.layout.decoding, shapes.prompts, shapes.group)
   room = {"group": shapes.group, "frames": later.frames_in_all, "patches": later.patches}
   room["window"] = net.config.rl.repetition_window
   start = Program(
@@ -143,8 +140,7 @@ def _episodes(
     resident_arrays=(run.tower, run.others),
   )
   prefix, state = _prefilled(run, {**room, "length": shapes.time})
-  gather = net.config.rl.replicate_weights_for_decode
-  params = _decoding_params(run) if gather else run.state.params
+  params, text = net.abstract_decoding_params, _kept_for_training(run)
   slots = places.devices * places.slots
   decode = Program(
     name="decode",
@@ -156,7 +152,7 @@ def _episodes(
     keywords={"decoding": net.decoding(group=shapes.group), "chunk": section.decode_chunk},
     runs_per_step=(later.turns + 1) * -(-net.config.rl.max_new_tokens // section.decode_chunk),
     turns=section.decode_chunk,
-    resident_arrays=(run.tower, run.text if gather else None, run.others),
+    resident_arrays=(run.tower, text, run.others),
   )
   size = 1
   while size < min(places.slots, section.append_batch_size):
@@ -175,7 +171,7 @@ def _episodes(
     keywords={"stride": net.model.vision_shapes.media_tokens(later.patches)},
     runs_per_step=later.turns * -(-places.slots // section.append_batch_size),
     resident_arrays=(
-      *(run.text if gather else None, run.others),
+      *(text, run.others),
       train_state_lib.split(params, run.net.family.parameter_groups["head"])[1],  # not read
     ),
   )
@@ -188,7 +184,7 @@ def _prefilled(
   """The results of `turn_decode.start`, with their shardings."""
   begin = functools.partial(turn_decode.start, run.net.graphdef, **room)
   prefix, state = jax.eval_shape(begin, run.state.params, run.encoded)
-  place = functools.partial(abstract_state.with_sharding, run.net.mesh)
+  place = functools.partial(abstract_state.with_sharding, run.net.layout.decoding)
 
   def place_media(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return place(x, ("slots", *[None] * (x.ndim - 1)))
@@ -204,25 +200,18 @@ def _prefilled(
   )
 
 
-def _decoding_params(run: abstract_state.AbstractTrainState) -> PyTree:
-  """Results of `sampler.decoding_params`: text weights replicated over fsdp, the tower as is."""
-  params = jax.eval_shape(
-    functools.partial(sampler.decoding_params, run.net.graphdef), run.state.params
-  )
-
-  def place_variable(variable: nnx.Variable) -> nnx.Variable:
-    axes = [axis if axis != "embed" else None for axis in variable.get_metadata()["axes"]]
-    return variable.replace(abstract_state.with_sharding(run.net.mesh, variable.get_value(), axes))
-
-  whole = jax.tree.map(place_variable, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
-  return train_state_lib.join(train_state_lib.split(whole, run.net.family.tower)[0], run.tower)
+def _kept_for_training(run: abstract_state.AbstractTrainState) -> list[jax.ShapeDtypeStruct]:
+  """Parameters that stay in memory while decoding reads copies of them."""
+  net = run.net
+  pairs = map(jax.tree.leaves, (net.abstract_params, net.abstract_decoding_params))
+  return [one for one, other in zip(*pairs, strict=True) if one is not other]
 
 
 def _slots(
   run: abstract_state.AbstractTrainState, later: step_shapes.LaterTurns, count: int
 ) -> turn_decode.ChunkSlots:
   number = abstract_state.with_sharding(
-    run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",)
+    run.net.layout.decoding, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",)
   )
   rows = slots_lib.CacheRows(
     cache_slot=number,

@@ -232,8 +232,8 @@ def _shrink_state(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]
   model, full = plan.config.model, plan.config.model.lora.rank == 0
   remedies = {
     "give the devices of data to fsdp or tensor in config.mesh": plan.mesh["data"] > 1,
-    "set rl.replicate_weights_for_decode=False": one.name in ("decode", "append observations")
-    and plan.config.rl.replicate_weights_for_decode,
+    "set rl.decode_layout=tensor": one.name in ("decode", "append observations")
+    and plan.config.rl.decode_layout == "replicated",
     "freeze the vision tower (model.freeze_vision)": full and not model.freeze_vision,
     "set rl.kl_weight=0": full and plan.config.rl.kl_weight > 0,
     "set critic.kl_weight=0": plan.config.rl.advantage_estimator == "gae"
@@ -257,8 +257,8 @@ def _shrink_activations(plan: analysis.SlicePlan, one: analysis.Analysis) -> lis
     "raise rl.log_prob_microbatches": scoring
     and ways * plan.config.rl.log_prob_microbatches < step_shapes.prompts,
     "lower rl.batch_size": not training,
-    "set rl.replicate_weights_for_decode=False": one.name == "rollout"
-    and plan.config.rl.replicate_weights_for_decode,
+    "set rl.decode_layout=tensor": one.name == "rollout"
+    and plan.config.rl.decode_layout == "replicated",
     "lower rl.num_generations": one.name != "encoder" and step_shapes.group > 2,
     "raise sequence or tensor in config.mesh": True,
     fewer: True,

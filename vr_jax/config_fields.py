@@ -271,10 +271,11 @@ class RlSection(LoopSection):
     "[0, inf)",
     change="rounding",
   )
-  replicate_weights_for_decode: bool = field(
-    True,
-    "Whether each device holds whole weights while it decodes, which takes memory and saves "
-    "traffic.",
+  decode_layout: Literal["training", "replicated", "tensor"] = field(
+    "replicated",
+    "Weights of a device while it decodes: training: as in training, the rest is received for each "
+    "token; replicated: all that tensor of config.mesh does not split; tensor: a part, since the "
+    "devices of fsdp and sequence split them too.",
     change="rounding",
   )
   dynamic_sampling_max_batches: int = field(

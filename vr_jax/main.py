@@ -212,7 +212,7 @@ def check(argv: Sequence[str]) -> int:
 def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   """Runs the stages of `mode` in a workdir. A notebook calls this instead of the command line."""
   # JAX and the modules that use it import slowly: a mistyped flag should not wait for them.
-  from vr_jax.parallel import mesh, processes
+  from vr_jax.parallel import cpu_devices, processes
   from vr_jax.train import (
     compilations,
     config_checks,
@@ -229,7 +229,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
 
   config_checks.check(config)
   run_context.configure_compiler(config)
-  mesh.set_cpu_devices(config.cpu_devices)
+  cpu_devices.set_number(config.cpu_devices)
   if mode != "construct":  # it needs no network
     model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:

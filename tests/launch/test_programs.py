@@ -265,9 +265,12 @@ def test_patches_of_all_turns_go_to_the_programs_that_train_the_tower(frozen):
   }
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (1, 2, 2, 2)])
-def test_the_state_that_episodes_begin_with_has_the_shardings_of_its_program(shape):
-  found = of_turns(shape)[0]
+@pytest.mark.parametrize(
+  ("shape", "decode_layout"),
+  [((1, 4, 1, 1), "replicated"), ((1, 2, 2, 2), "training"), ((1, 4, 1, 1), "tensor")],
+)
+def test_the_state_that_episodes_begin_with_has_the_shardings_of_its_program(shape, decode_layout):
+  found = of_turns(shape, rl__decode_layout=decode_layout)[0]
   prefill, decode, append = found[1:4]
   graphdef, params, prefix, state, *_ = decode.arguments
   longest = {**prefill.keywords, "length": 192}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-SPLIT = "mesh.set_cpu_devices(3)"
+SPLIT = "cpu_devices.set_number(3)"
 COUNT = "print(len(jax.devices()))"
 FLAG = "--xla_force_host_platform_device_count=2"
 
@@ -18,7 +18,7 @@ FLAG = "--xla_force_host_platform_device_count=2"
     (FLAG, (SPLIT, COUNT), "2"),
     ("", ("jax.config.update('jax_num_cpu_devices', 4)", SPLIT, COUNT), "4"),
     ("", ("jax.devices()", SPLIT, COUNT), "1"),
-    ("", ("mesh.set_cpu_devices(0)", COUNT), "1"),
+    ("", ("cpu_devices.set_number(0)", COUNT), "1"),
     (
       "",
       ("from vr_jax.parallel import preemption", f"with preemption.noticed(): {SPLIT}; {COUNT}"),
@@ -33,7 +33,7 @@ FLAG = "--xla_force_host_platform_device_count=2"
 def test_a_cpu_counts_as_as_many_devices_as_a_config_says_unless_that_is_settled(
   flags, lines, devices
 ):
-  code = "\n".join(("import jax", "from vr_jax.parallel import mesh", *lines))
+  code = "\n".join(("import jax", "from vr_jax.parallel import cpu_devices", *lines))
   done = subprocess.run(
     [sys.executable, "-c", code],
     env={**os.environ, "XLA_FLAGS": flags},

@@ -188,7 +188,7 @@ def test_parameters_and_moments_lie_on_the_mesh_as_the_rules_say_also_after_a_st
 
 def test_every_logical_axis_of_the_rules_belongs_to_a_parameter_or_an_activation(data):
   context = nano.build(data)
-  axes = {"prompts", "prefix", "frames", "group", "slots", "time"}
+  axes = {"prompts", "prefix", "frames", "group", "slots", "time", "hidden_slots", "draws"}
   is_variable = lambda x: hasattr(x, "get_metadata")  # noqa: E731
   for variable in jax.tree.leaves(context.abstract_params, is_leaf=is_variable):
     axes |= set(variable.get_metadata()["axes"])

@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks import workload
 from vr_jax import errors, records
-from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import model, processor
+from vr_jax.parallel import decoding_layout
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import episodes, sampler
 
@@ -47,10 +47,12 @@ SCHEDULE = episodes.Schedule(
 )
 
 
-def network(mesh=None):
+def network(mesh=None, decode_layout="replicated"):
   """(graph, params) of a network with strong opinions."""
-  layout = layout_lib.OneDevice() if mesh is None else mesh_lib.MeshLayout(mesh)
-  graphdef, params = nnx.split(model.Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0), layout=layout))
+  graphdef, params = nnx.split(model.Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0)))
+  if mesh is not None:
+    layout = decoding_layout.make(mesh, decode_layout, params)
+    graphdef = nnx.graphdef(model.Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0), layout=layout))
   params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params)
   return graphdef, params if mesh is None else jax.device_put(
     params, mesh_lib.param_shardings(params, mesh)

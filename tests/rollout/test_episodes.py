@@ -30,9 +30,15 @@ TOLERANCE = 1e-5
 
 
 def _play(
-  environment=None, *, count=PROMPTS, mesh=None, schedule=None, **changes
+  environment=None,
+  *,
+  count=PROMPTS,
+  mesh=None,
+  decode_layout="replicated",
+  schedule=None,
+  **changes,
 ) -> tuple[records.Prompt, multi_turn_sampler.episodes_lib.EpisodeRollout]:
-  graphdef, params = chat.network(mesh)
+  graphdef, params = chat.network(mesh, decode_layout)
   prompt = chat.batch(chat.opening(count))
   if mesh is not None:
     prompt = mesh_lib.put_batch(prompt, mesh)
@@ -252,10 +258,13 @@ def test_neither_chunks_nor_slots_nor_batches_change_an_episode():
   _same(other, played(3, 3, PROMPTS)[1])
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 1, 1), (2, 2, 2, 1)])
-def test_on_a_mesh_episodes_are_those_of_one_device_and_lie_split_by_prompts(shape):
+@pytest.mark.parametrize(
+  ("shape", "decode_layout"),
+  [((2, 2, 1, 1), "replicated"), ((2, 2, 2, 1), "replicated"), ((1, 4, 2, 1), "tensor")],
+)
+def test_on_a_mesh_episodes_are_those_of_one_device_and_lie_split_by_prompts(shape, decode_layout):
   mesh = mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)])
-  _, split = _play(count=4, mesh=mesh, group=2)
+  _, split = _play(count=4, mesh=mesh, decode_layout=decode_layout, group=2)
   _, whole = _play(count=4, group=2)
   _same(split, whole)
   for x in jax.tree.leaves(split.rollout):

@@ -19,8 +19,8 @@ def _lengths(rollout):
   return (np.asarray(rollout.kind) == records.Kind.MODEL).sum(-1)
 
 
-def _network(mesh, **changes):
-  graphdef, params = chat.network(mesh)
+def _network(mesh, decode_layout="replicated", **changes):
+  graphdef, params = chat.network(mesh, decode_layout)
   prompt = chat.batch(chat.opening(changes.pop("count", PROMPTS)))
   if mesh is not None:
     prompt = mesh_lib.put_batch(prompt, mesh)
@@ -48,14 +48,20 @@ def test_tokens_are_those_of_a_slot_for_each_reply(temperature, slots, chunk, mo
 
 
 @pytest.mark.parametrize(
-  ("shape", "count"), [((1, 2, 2, 1), 4), ((2, 2, 1, 1), 3), ((1, 2, 1, 2), 4)]
+  ("shape", "count", "decode_layout"),
+  [
+    ((1, 2, 2, 1), 4, "replicated"),
+    ((2, 2, 1, 1), 3, "replicated"),
+    ((1, 2, 1, 2), 4, "training"),
+    ((1, 4, 2, 1), 4, "tensor"),
+  ],
 )
-def test_on_several_devices_tokens_are_those_of_one(shape, count, monkeypatch):
+def test_on_several_devices_tokens_are_those_of_one(shape, count, decode_layout, monkeypatch):
   monkeypatch.setattr(refill_sampler, "CHUNK", 4)
   arguments, decoding = _network(None, count=count, slots=4)
   expected = sampler.sample(*arguments, decoding=decoding)
   mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
-  arguments, decoding = _network(mesh, count=count, slots=4)
+  arguments, decoding = _network(mesh, decode_layout, count=count, slots=4)
   refilled, _ = refill_sampler.sample_counting(*arguments, decoding=decoding)
   _assert_the_same(refilled, expected)
 

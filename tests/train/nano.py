@@ -109,11 +109,16 @@ def recipe(size: str, path: str = RECIPE) -> ml_collections.ConfigDict:
   return recipe_config.load(f"{ROOT / path}:{size}")
 
 
-def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:
-  """The nano config of a recipe. Overrides have two underscores for a dot: rl__steps=2."""
-  made = recipe("tiny", path)
+def config(path: str = RECIPE, size: str = "tiny", **overrides: Any) -> ml_collections.ConfigDict:
+  """The nano config of a recipe. Overrides have two underscores for a dot: rl__steps=2.
+
+  size: one other than tiny keeps its network.
+  """
+  made = recipe(size, path)
   dotted: dict[str, Any] = {name.replace("__", "."): value for name, value in overrides.items()}
   for name, value in {**OVERRIDES, **dotted}.items():
+    if size != "tiny" and name.startswith("model.architecture."):
+      continue
     *sections, field = name.split(".")
     section = made
     for each in sections:

@@ -118,6 +118,22 @@ def test_a_new_field_at_its_default_lets_an_older_run_go_on(tmp_path, capsys):
   assert "changed" not in json.loads((path / "config.json").read_text())["history"][1]
 
 
+@pytest.mark.parametrize(("whole", "layout"), [(True, "replicated"), (False, "training")])
+def test_a_run_of_an_older_version_goes_on_with_weights_that_decode_as_they_did(
+  tmp_path, capsys, whole, layout
+):
+  path = _made(tmp_path, rl=4)
+  _older(path, "rl.decode_layout")
+  content = json.loads((path / "config.json").read_text())
+  content["config"]["rl"]["replicate_weights_for_decode"] = whole
+  (path / "config.json").write_text(json.dumps(content))
+  config = workdir.config_of(path)
+  assert config.rl.decode_layout == layout
+  workdir.claim(path, config, "all")
+  assert "changes" not in capsys.readouterr().out
+  assert "replicate_weights_for_decode" not in (path / "config.json").read_text()
+
+
 def test_a_new_field_at_another_value_is_a_change(tmp_path, capsys):
   path = _made(tmp_path, rl=4)
   _older(path, "rl.kl_clamp", "log.hang_timeout")

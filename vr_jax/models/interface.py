@@ -186,7 +186,7 @@ class LanguageModel(Protocol):
     ...
 
   def decoding_params(self) -> PyTree:
-    """The parameters for decoding: gathered on every device, in the dtypes that it reads.
+    """The parameters in the layout of decoding and the dtypes that it reads.
 
     None in place of an array that stays as it is.
     """

@@ -30,6 +30,11 @@ class Layout(Protocol):
     """Whether leading axes of activations can be reshaped into one without communication."""
     ...
 
+  @property
+  def decoding(self) -> "Layout":
+    """The layout of decoding: of its parameters, caches and slots, and of the prompts they read."""
+    ...
+
   def place(self, x: Array, axes: Axes) -> Array:
     """Shards an array by its axes; an axis not divisible by its devices stays whole."""
     ...
@@ -81,13 +86,10 @@ class Layout(Protocol):
     """Within `per_shard`: sends the array of device i along a logical axis to device `to[i]`."""
     ...
 
-  def look_up(
-    self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, replicated: bool = False
-  ) -> Array:
+  def look_up(self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype) -> Array:
     """Looks up rows [*axes, embed] of a table [vocab, embed].
 
     dtype: of the result. The table's gradient keeps the table's dtype.
-    replicated: every device holds whole rows of the table, not shards of them.
     """
     ...
 
@@ -105,6 +107,11 @@ class OneDevice:
   def merges(self) -> bool:
     """Always true."""
     return True
+
+  @property
+  def decoding(self) -> "OneDevice":
+    """The same."""
+    return self
 
   def place(self, x: Array, axes: Axes) -> Array:
     """Returns the array unchanged."""
@@ -156,9 +163,7 @@ class OneDevice:
     del axis, to
     return x
 
-  def look_up(
-    self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, replicated: bool = False
-  ) -> Array:
+  def look_up(self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype) -> Array:
     """Looks up rows of the table."""
-    del axes, replicated
+    del axes
     return table[tokens].astype(dtype)

@@ -5,11 +5,10 @@ model code never names a mesh axis.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import contextlib
 import dataclasses
+import functools
 import itertools
 import math
-import os
 
 from flax import nnx
 import jax
@@ -46,7 +45,12 @@ RULES: Mapping[str, tuple[str, ...]] = {
   "group": ("sequence",),
   "slots": ("data", "fsdp", "sequence"),
   "time": ("sequence",),
+  # Of decoding: hidden states of slots between layers, and the slots that draw a token.
+  "hidden_slots": ("data", "fsdp", "sequence"),
+  "draws": ("data", "fsdp", "sequence"),
 }
+
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
 VISION = ("prompts", "frames")  # the leading axes of what a vision tower reads
 
@@ -57,21 +61,6 @@ _PROMPT_AXES = {
   "media": ("prompts",),
   "vision": VISION,
 }
-
-
-def set_cpu_devices(devices: int) -> None:
-  """Sets how many devices a CPU counts as. 0 leaves JAX's default.
-
-  No effect if XLA_FLAGS or jax_num_cpu_devices already set the number of devices, or JAX has
-  started.
-  """
-  absent_tpu.leave_out()
-  set_by_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-  number = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue] JAX adds it
-  if not devices or set_by_flags or number >= 0:
-    return
-  with contextlib.suppress(RuntimeError):
-    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(
@@ -102,16 +91,19 @@ def make_mesh(
 
 
 def spec_of(
-  axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
+  axes: Sequence[str | None],
+  shape: Sequence[int],
+  mesh: Mesh | AbstractMesh,
+  rules: Mapping[str, tuple[str, ...]] = RULES,
 ) -> PartitionSpec:
-  """The partition spec of an activation with these logical axes, by `RULES`.
+  """The partition spec of an activation with these logical axes, by `rules`.
 
   An axis stays whole if the mesh axes do not divide its size.
   """
   used: set[str] = set()
   spec: list[tuple[str, ...] | None] = []
   for name, size in zip(axes, shape, strict=True):
-    free = tuple(axis for axis in RULES.get(name, ()) if axis not in used) if name else ()
+    free = tuple(axis for axis in rules.get(name, ()) if axis not in used) if name else ()
     ways = math.prod(mesh.shape[axis] for axis in free)
     split = ways > 1 and size % ways == 0
     spec.append(free if split else None)
@@ -121,9 +113,32 @@ def spec_of(
 
 @dataclasses.dataclass(frozen=True)
 class MeshLayout:
-  """Implements `models.layout.Layout` for a mesh. Hashable."""
+  """Implements `models.layout.Layout` for a mesh. Hashable.
+
+  changes: rules in place of those of `RULES`.
+  of_decoding: the layout of decoding (parallel/decoding_layout.py); None: this one.
+  """
 
   mesh: Mesh
+  changes: Rules = ()
+  of_decoding: "MeshLayout | None" = None
+
+  @property
+  def decoding(self) -> "MeshLayout":
+    """The layout of decoding."""
+    return self.of_decoding or self
+
+  @functools.cached_property
+  def rules(self) -> Mapping[str, tuple[str, ...]]:
+    """The mesh axes of each logical axis."""
+    return {**RULES, **dict(self.changes)}
+
+  def sharding(self, axes: tuple[str | None, ...], shape: Sequence[int]) -> NamedSharding:
+    """The sharding of an array of this shape with these logical axes."""
+    return NamedSharding(self.mesh, self._spec(axes, shape))
+
+  def _spec(self, axes: tuple[str | None, ...], shape: Sequence[int]) -> PartitionSpec:
+    return spec_of(axes, shape, self.mesh, self.rules)
 
   @property
   def platform(self) -> str:
@@ -139,25 +154,23 @@ class MeshLayout:
     """Constrains the sharding of `x` by the rules of its axes."""
     if self.mesh.size == 1:
       return x
-    spec = spec_of(axes, x.shape, self.mesh)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+    return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape))
 
   def shards(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The number of shards along each axis."""
-    shard_shape = NamedSharding(self.mesh, spec_of(axes, shape, self.mesh)).shard_shape(shape)
+    shard_shape = self.sharding(axes, shape).shard_shape(shape)
     return tuple(size // shard for size, shard in zip(shape, shard_shape, strict=True))
 
   def ways(self, axis: str) -> int:
     """The number of shards along a logical axis, if it divides the axis's size."""
-    return math.prod(self.mesh.shape[name] for name in RULES[axis])
+    return math.prod(self.mesh.shape[name] for name in self.rules[axis])
 
   def parts_here(self, axis: str) -> tuple[int, ...]:
     """The indices of the shards that devices of this process hold, in order."""
     ways = self.ways(axis)
-    sharding = NamedSharding(self.mesh, spec_of((axis,), (ways,), self.mesh))
     slices = [
       index[0]
-      for index in sharding.addressable_devices_indices_map((ways,)).values()
+      for index in self.sharding((axis,), (ways,)).addressable_devices_indices_map((ways,)).values()
       if index is not None
     ]
     return tuple(sorted({part.start or 0 for part in slices}))
@@ -170,8 +183,7 @@ class MeshLayout:
     (axis,) = filter(None, axes)
     at, parts = axes.index(axis), len(self.parts_here(axis))
     shape = (*x.shape[:at], x.shape[at] * self.ways(axis) // parts, *x.shape[at + 1 :])
-    sharding = NamedSharding(self.mesh, spec_of(axes, shape, self.mesh))
-    return jax.make_array_from_process_local_data(sharding, x, shape)
+    return jax.make_array_from_process_local_data(self.sharding(axes, shape), x, shape)
 
   def per_shard(
     self,
@@ -187,13 +199,13 @@ class MeshLayout:
     arrays = [x for x, _ in inputs]
     if self.mesh.size == 1:
       return function(*arrays)
-    specs = tuple(spec_of(axes, x.shape, self.mesh) for x, axes in inputs)
+    specs = tuple(self._spec(axes, x.shape) for x, axes in inputs)
     # check_vma is off since Pallas kernels can't declare which results are equal on all devices.
     mapped = jax.shard_map(
       function,
       mesh=self.mesh,
       in_specs=specs,
-      out_specs=spec_of(*out, self.mesh) if out else specs[0],
+      out_specs=self._spec(*out) if out else specs[0],
       check_vma=False,
     )
     return mapped(*arrays)
@@ -202,7 +214,7 @@ class MeshLayout:
     """Within `per_shard`: concatenates the rows of all devices along a logical axis, in order."""
     if self.ways(axis) == 1:
       return x
-    return jax.lax.all_gather(x, RULES[axis], axis=0, tiled=True)
+    return jax.lax.all_gather(x, self.rules[axis], axis=0, tiled=True)
 
   def exchange_shards(self, x: Array, axis: str) -> Array:
     """Within `per_shard`: sends each device along a logical axis its part of the rows.
@@ -211,7 +223,7 @@ class MeshLayout:
     """
     ways = self.ways(axis)
     if ways > 1:
-      x = jax.lax.all_to_all(x, RULES[axis], 0, 0, tiled=True)
+      x = jax.lax.all_to_all(x, self.rules[axis], 0, 0, tiled=True)
     return x.reshape(ways, x.shape[0] // ways, *x.shape[1:])
 
   def permute_shards(self, x: Array, axis: str, to: Sequence[int] | np.ndarray) -> Array:
@@ -219,13 +231,7 @@ class MeshLayout:
     return jax.lax.ppermute(x, RULES[axis], [(i, int(device)) for i, device in enumerate(to)])
 
   def look_up(
-    self,
-    table: Array,
-    tokens: Array,
-    axes: tuple[str | None, ...],
-    dtype: jnp.dtype,
-    *,
-    replicated: bool = False,
+    self, table: Array, tokens: Array, axes: tuple[str | None, ...], dtype: jnp.dtype
   ) -> Array:
     """Looks up rows of a table [vocab, embed] without moving the table.
 
@@ -233,16 +239,15 @@ class MeshLayout:
     columns. These devices then exchange columns for tokens.
 
     tokens: int, from 0 to the table's last row, with the logical axes `axes`.
-    replicated: the table's columns are not sharded; its rows may be.
     Returns [*axes, embed] of `dtype`.
     """
     if self.mesh.size == 1:
       return table[tokens].astype(dtype)
     column_axes, row_axes = (
-      tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
-      for axes in (() if replicated else RULES["embed"], RULES["vocab"])
+      tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1)
+      for name in ("embed", "vocab")
     )
-    out = [part or () for part in spec_of(axes, tokens.shape, self.mesh)]
+    out = [part or () for part in self._spec(axes, tokens.shape)]
     out = [(part,) if isinstance(part, str) else part for part in out]
     gathered = [tuple(axis for axis in part if axis not in column_axes) for part in out]
     dims = [next((d for d, part in enumerate(out) if axis in part), None) for axis in column_axes]

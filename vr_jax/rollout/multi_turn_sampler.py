@@ -137,7 +137,8 @@ class EpisodeBatch:
   ):
     self._graph, self._allowed, self._key = graphdef, allowed_tokens, key
     self._turns, self._decoding, self._schedule = turns, decoding, schedule
-    self._layout = nnx.merge(graphdef, params).layout
+    self._training_layout = nnx.merge(graphdef, params).layout
+    self._layout = self._training_layout.decoding
     self._places = slot_layout_lib.SlotLayout.for_groups(
       self._layout, prompt.tokens.shape[0], decoding.group
     )
@@ -156,9 +157,7 @@ class EpisodeBatch:
     self._tokens_per_frame = jax.tree.leaves(self._state.media)[0].shape[1] // max(
       *schedule.frame_buckets, 1
     )
-    self._params = (
-      sampler.decoding_params(graphdef, params) if decoding.replicate_weights else params
-    )
+    self._params = sampler.decoding_params(graphdef, params)
     starts = jax.device_get(turn_decode.replicate(self._layout, prompt.next_position))
     blocks = np.split(np.arange(len(starts)), self._places.blocks)
     # If the mesh does not split prompts, each process has all of them, also those of other
@@ -310,10 +309,12 @@ class EpisodeBatch:
     length = bucket([("episode", written)], schedule.episode_buckets, "tokens")
     frames = bucket([("episode", shown)], schedule.frame_buckets, "frames")
     each = frames * self._tokens_per_frame
-    media = turn_decode.gather_media(self._layout, self._state, (len(table) // group, group), each)
+    media = turn_decode.gather_media(
+      self._training_layout, self._state, (len(table) // group, group), each
+    )
     return episodes_lib.EpisodeRollout(
       rollout=slot_layout_lib.put_on_devices(
-        self._layout, table.rollout(media, each, length), "prompts"
+        self._training_layout, table.rollout(media, each, length), "prompts"
       ),
       shown=table.shown_by_prompt(),
       frames=frames,

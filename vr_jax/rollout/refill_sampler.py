@@ -59,17 +59,24 @@ class RefillLayout:
   def choose(
     cls, layout: layout_lib.Layout, prompts: int, group: int, slots: int
   ) -> "RefillLayout":
-    """The layout of `group` replies to each of `prompts` prompts in about `slots` slots."""
-    places = slot_layout_lib.SlotLayout.for_groups(layout, prompts, group)
+    """The layout of `group` replies to each of `prompts` prompts in about `slots` slots.
+
+    layout: that of training, which prefills prompts.
+    """
+    places = slot_layout_lib.SlotLayout.for_groups(layout.decoding, prompts, group)
     devices, blocks = places.devices, places.blocks
     per_device = min(-(-slots // devices), places.slots)
     groups = math.ceil(devices // blocks * per_device / group)
 
     def is_split_alike(count: int) -> bool:
-      return layout.shards(("prompts",), (blocks * count,))[0] == blocks
+      return layout.decoding.shards(("prompts",), (blocks * count,))[0] == blocks
+
+    def prefilling_devices(count: int) -> int:
+      return layout.shards(("prompts",), (blocks * count,))[0]
 
     of_block = prompts // blocks
-    prefill = max(n for n in range(1, min(groups, of_block) + 1) if is_split_alike(n))
+    most = range(1, min(groups, of_block) + 1)
+    prefill = max(filter(is_split_alike, most), key=lambda n: (prefilling_devices(n), n))
     wanted = min(_WAVES * groups, of_block)
     prompt_slots = min(n for n in range(wanted, of_block + 1) if is_split_alike(n))
     return cls(
@@ -153,9 +160,10 @@ def sample_counting(
   Attention adds up in another order, so that log-probs differ by rounding. Also returns how many
   tokens were computed, with those of ended replies and of empty slots.
   """
-  layout = nnx.merge(graphdef, params).layout
+  training_layout = nnx.merge(graphdef, params).layout
+  layout = training_layout.decoding
   prompts, group, time = len(prompt.tokens), decoding.group, decoding.max_new_tokens
-  places = RefillLayout.choose(layout, prompts, group, decoding.slots)
+  places = RefillLayout.choose(training_layout, prompts, group, decoding.slots)
   chunk = min(CHUNK, time)
   next_position = jax.device_get(turn_decode.replicate(layout, jnp.asarray(prompt.next_position)))
   tokens = np.zeros((prompts, group, time), np.int32)
@@ -172,9 +180,7 @@ def sample_counting(
     window=decoding.repetition_stop.window,
   )
   # Prefilling reads the parameters as training has them, as in `sampler.sample`.
-  decode_params = (
-    sampler.decoding_params(graphdef, params) if decoding.replicate_weights else params
-  )
+  decode_params = sampler.decoding_params(graphdef, params)
   computed = 0
   while True:
     prefix, state = _fill_slots(
@@ -213,7 +219,7 @@ def sample_counting(
       if ended[slot]:
         blocks[reply.block].end(reply)
         running[slot] = None
-  return _rollout(layout, tokens, log_probs, lengths), computed
+  return _rollout(training_layout, tokens, log_probs, lengths), computed
 
 
 def stop_at_unfinished(slots: int, active: int) -> int:
@@ -333,10 +339,11 @@ def _open_slots(
   """Empty prompt slots and slots."""
   model = nnx.merge(graphdef, params)
   one = jax.eval_shape(model.prefill, prompt)
-  prefix = blank_prefix(model.layout, one, places.blocks * places.prompt_slots)
+  layout = model.layout.decoding
+  prefix = blank_prefix(layout, one, places.blocks * places.prompt_slots)
   hidden = jnp.zeros((slots, one.hidden.shape[-1]), one.hidden.dtype)
   return prefix, turn_decode.EpisodeDecodeState(
-    hidden=model.layout.place(hidden, ("slots", None)),
+    hidden=layout.place(hidden, ("slots", None)),
     cache=model.init_cache(prefix, slots, length),
     media=(),
     last_tokens=turn_decode.no_last_tokens(model.layout, slots, window),
@@ -378,12 +385,13 @@ def _load_prompts(
     new.append(x)
     return x
 
-  model.prefill(_take_prompts(model.layout, prompt, index)).placed(note)
+  layout = model.layout.decoding
+  model.prefill(_take_prompts(layout, prompt, index)).placed(note)
   remaining = iter(new)
 
   def put(x: Array, axes: layout_lib.Axes) -> Array:
     rows = (slice(None),) * axes.index("prompts")
-    return model.layout.per_shard(
+    return layout.per_shard(
       lambda x, new, into: x.at[(*rows, into)].set(new, mode="drop"),
       ((x, axes), (next(remaining), axes), (into, ("prompts",))),
     )
@@ -403,13 +411,14 @@ def _begin_replies(
 ) -> turn_decode.EpisodeDecodeState:
   """Lets new replies begin where their prompts end."""
   model = nnx.merge(graphdef, params)
-  is_new, prompt_slot = (model.layout.place(x, ("slots",)) for x in (is_new, prompt_slot))
+  layout = model.layout.decoding
+  is_new, prompt_slot = (layout.place(x, ("slots",)) for x in (is_new, prompt_slot))
   decode_slots = slots_lib.DecodeSlots(
     prompt=prompt_slot, group_index=jnp.zeros_like(prompt_slot), group=1
   )
   first = model.gather_for_slots(prefix.hidden, decode_slots)
   hidden = jnp.where(is_new[:, None], first, state.hidden)
-  return dataclasses.replace(state, hidden=model.layout.place(hidden, ("slots", None)))
+  return dataclasses.replace(state, hidden=layout.place(hidden, ("slots", None)))
 
 
 @functools.partial(jax.jit, static_argnames="layout")

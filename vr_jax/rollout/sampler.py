@@ -45,8 +45,6 @@ class Decoding:
   repetition_stop: when a reply ends because it repeats itself.
   slot_fractions: falling fractions of the slots to which decoding shrinks as replies end; decoding
     is compiled once for each fraction that is reached.
-  replicate_weights: whether each device keeps all weights (except for heads that are split) while
-    it decodes, instead of receiving them for every token.
   slots: of `refill_sampler`, which decodes fewer replies at once than there are; 0: not used.
   """
 
@@ -63,7 +61,6 @@ class Decoding:
   )
   presence_penalty: float = 0.0
   slot_fractions: tuple[float, ...] = ()
-  replicate_weights: bool = True
   slots: int = 0
 
 
@@ -128,18 +125,18 @@ def sample_counting(
   """
   layout = nnx.merge(graphdef, params).layout
   prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
-  params = decoding_params(graphdef, params) if decoding.replicate_weights else params
-  slots_per_device = max_unfinished = len(state.finished) // layout.ways("slots")
+  params = decoding_params(graphdef, params)
+  slots_per_device = max_unfinished = len(state.finished) // layout.decoding.ways("slots")
   sizes = slot_sizes(slots_per_device, decoding.slot_fractions)
   results, computed, reached = None, 0, 0
   while max_unfinished:
     size = min(size for size in sizes if size >= max_unfinished)
     if size < slots_per_device:
-      state, slots_per_device = _compact(layout, state, size), size
+      state, slots_per_device = _compact(layout.decoding, state, size), size
     next_size = jnp.int32(max((smaller for smaller in sizes if smaller < size), default=0))
     state = _decode(graphdef, params, prefix, state, allowed_tokens, next_size, decoding=decoding)
-    results = _collect(layout, state, results) if results is not None else _results(state)
-    index, max_unfinished = (int(x) for x in jax.device_get(_progress(layout, state)))
+    results = _collect(layout.decoding, state, results) if results is not None else _results(state)
+    index, max_unfinished = (int(x) for x in jax.device_get(_progress(layout.decoding, state)))
     computed += (index - reached) * len(state.finished)
     reached = index
   shape = (prompt.tokens.shape[0], decoding.group)
@@ -158,7 +155,7 @@ def sample_without_compaction(
 ) -> records.Rollout:
   """Same as `sample`, in one program: every reply keeps its slot to the end."""
   prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
-  params = decoding_params(graphdef, params) if decoding.replicate_weights else params
+  params = decoding_params(graphdef, params)
   state = _decode(graphdef, params, prefix, state, allowed_tokens, jnp.int32(0), decoding=decoding)
   shape = (prompt.tokens.shape[0], decoding.group)
   layout = nnx.merge(graphdef, params).layout
@@ -186,10 +183,11 @@ def _start(
   """Reads the prompts, and makes the state of decoding before the first token."""
   model = nnx.merge(graphdef, params)
   prompts, group = prompt.tokens.shape[0], decoding.group
-  prefix = model.prefill(prompt)
-  places = slot_layout_lib.SlotLayout.for_groups(model.layout, prompts, group)
+  layout = model.layout.decoding
+  prefix = model.prefill(prompt).placed(layout.place)
+  places = slot_layout_lib.SlotLayout.for_groups(layout, prompts, group)
   reply_index, block = places.reply(), places.block()
-  place_slots = functools.partial(model.layout.place, axes=("slots",))
+  place_slots = functools.partial(layout.place, axes=("slots",))
   decode_slots = slots_lib.DecodeSlots(
     prompt=place_slots(jnp.asarray(reply_index // group)),
     group_index=place_slots(jnp.asarray(reply_index % group)),
@@ -197,7 +195,7 @@ def _start(
   )
   global_prompt = block * (places.replies // group) + reply_index // group
   slots, vocab = len(reply_index), len(model.lm_head_weight())
-  blank = model.layout.place(jnp.zeros((slots, decoding.max_new_tokens)), ("slots", None))
+  blank = layout.place(jnp.zeros((slots, decoding.max_new_tokens)), ("slots", None))
   return prefix, _State(
     index=jnp.int32(0),
     hidden=model.gather_for_slots(prefix.hidden, decode_slots),
@@ -210,14 +208,17 @@ def _start(
     keys=place_slots(reply_keys(key, jnp.asarray(global_prompt), jnp.asarray(reply_index % group))),
     cache_slot=place_slots(jnp.asarray(places.device_slot())),
     decode_slots=decode_slots,
-    seen=model.layout.place(jnp.zeros((slots, vocab), bool), ("slots", None))
+    seen=layout.place(jnp.zeros((slots, vocab), bool), ("slots", None))
     if decoding.presence_penalty
     else None,
   )
 
 
 def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
-  """The parameters in the form that decoding uses; arrays that stay as they are are not copied."""
+  """The parameters as decoding has them: in its layout, in the dtypes that it reads.
+
+  They move from device to device, once for all tokens. What stays as it is is not copied.
+  """
   changed = changed_for_decoding(graphdef, params)
 
   def chosen(new: Array | None, old: Array) -> Array:
@@ -229,7 +230,7 @@ def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
 @same_programs.compared
 @functools.partial(jax.jit, static_argnames="graphdef")
 def changed_for_decoding(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
-  """The arrays that decoding needs in another dtype or sharding; None in place of the rest."""
+  """The arrays that decoding has in another dtype or sharding; None in place of the rest."""
   return nnx.merge(graphdef, params).decoding_params()
 
 
@@ -251,13 +252,14 @@ def _decode(
   """
   model = nnx.merge(graphdef, params)
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
+  layout = model.layout.decoding
 
   def should_continue(state: _State) -> Array:
-    return _count_unfinished(model.layout, state) > stop_at_unfinished
+    return _count_unfinished(layout, state) > stop_at_unfinished
 
   def step(state: _State) -> _State:
     index, done = state.index, state.finished
-    logits = forward.token_logits(model, state.hidden, allowed_tokens, decoding.temperature or 1.0)
+    logits = slot_logits(model, state.hidden, allowed_tokens, decoding.temperature or 1.0)
     if (seen := state.seen) is not None:
       logits -= decoding.presence_penalty / (decoding.temperature or 1.0) * seen
     token, log_prob = sample_token(logits, state.keys, index, decoding)
@@ -285,7 +287,7 @@ def _decode(
 
   most = decoding.max_new_tokens
   return decode_loop(
-    model.layout, should_continue, step, state, index=lambda state: state.index, most=most
+    layout, should_continue, step, state, index=lambda state: state.index, most=most
   )
 
 
@@ -381,8 +383,11 @@ def _collect(layout: layout_lib.Layout, state: _State, results: Results) -> Resu
 def _in_order(
   layout: layout_lib.Layout, results: Results, shape: tuple[int, int]
 ) -> records.Rollout:
-  """The rollout of replies whose results are in the slots in which they started."""
-  places = slot_layout_lib.SlotLayout.for_groups(layout, *shape)
+  """The rollout of replies whose results are in the slots in which they started.
+
+  layout: that of training, which the rollout gets.
+  """
+  places = slot_layout_lib.SlotLayout.for_groups(layout.decoding, *shape)
   tokens, log_probs, lengths = (
     layout.place(
       places.to_reply_order(x).reshape(*shape, *x.shape[1:]), ("prompts", *[None] * x.ndim)
@@ -390,6 +395,19 @@ def _in_order(
     for x in results
   )
   return slot_layout_lib.one_turn_rollout(tokens, log_probs, lengths)
+
+
+def slot_logits(
+  model: interface.LanguageModel,
+  hidden: Float[Array, "slots embed"],
+  allowed_tokens: Bool[Array, "vocab"],
+  temperature: float | Float[Array, "slots 1"],
+) -> Float[Array, "slots vocab"]:
+  """`forward.token_logits`, on the devices that draw the tokens of the slots."""
+  logits = forward.token_logits(model, hidden, allowed_tokens, temperature)
+  layout = model.layout.decoding
+  # Computed where the matrix lies: asked only for the rows of its slots, a device would gather it.
+  return layout.place(layout.place(logits, ("hidden_slots", "vocab")), ("draws", "vocab"))
 
 
 def reply_keys(

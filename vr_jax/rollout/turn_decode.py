@@ -23,7 +23,7 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import forward, repetition, row_sampling, sampler
+from vr_jax.rollout import repetition, row_sampling, sampler
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 
@@ -105,11 +105,12 @@ def start(
   window: of `Decoding.repetition_stop`.
   """
   model = nnx.merge(graphdef, params)
-  prefix = model.prefill(prompt)
-  reply = slot_layout_lib.SlotLayout.for_groups(model.layout, prompt.tokens.shape[0], group).reply()
+  layout = model.layout.decoding
+  prefix = model.prefill(prompt).placed(layout.place)
+  reply = slot_layout_lib.SlotLayout.for_groups(layout, prompt.tokens.shape[0], group).reply()
   decode_slots = slots_lib.DecodeSlots(
-    prompt=model.layout.place(jnp.asarray(reply // group), ("slots",)),
-    group_index=model.layout.place(jnp.asarray(reply % group), ("slots",)),
+    prompt=layout.place(jnp.asarray(reply // group), ("slots",)),
+    group_index=layout.place(jnp.asarray(reply % group), ("slots",)),
     group=group,
   )
   return prefix, EpisodeDecodeState(
@@ -160,7 +161,8 @@ def decode(
   if decoding.presence_penalty:
     raise ValueError("a presence penalty: only sampler has it")
   model = nnx.merge(graphdef, params)
-  slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)
+  layout = model.layout.decoding
+  slots = jax.tree.map(lambda x: layout.place(jnp.asarray(x), ("slots",)), slots)
   rows, whole = slots.rows, len(slots.step) == len(state.hidden)
   cache_slot, written = cast(Array, rows.cache_slot), cast(Array, rows.written)
   decode_slots = slots_lib.DecodeSlots(
@@ -172,19 +174,19 @@ def decode(
   )
   keys = sampler.reply_keys(key, cast(Array, slots.row), cast(Array, slots.group_index))
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
-  past = state.cache if whole else state.cache.select_slots(model.layout, cache_slot)
-  blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
+  past = state.cache if whole else state.cache.select_slots(layout, cache_slot)
+  blank = layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
 
   def should_continue(carry: tuple) -> Array:
     ended = carry[-2].ended
-    return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > stop_at_unfinished
+    return (~ended).reshape(layout.ways("slots"), -1).sum(axis=1).max() > stop_at_unfinished
 
   def draw(hidden: Array, number: Array) -> tuple[Array, Array]:
     if row_settings is None:
-      logits = forward.token_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
+      logits = sampler.slot_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
       return sampler.sample_token(logits, keys, number, decoding)
     divisor = row_sampling.divisor(row_settings)
-    logits = forward.token_logits(model, hidden, allowed_tokens, divisor)
+    logits = sampler.slot_logits(model, hidden, allowed_tokens, divisor)
     return row_sampling.sample_tokens(logits, row_settings, number)
 
   def step(carry: tuple) -> tuple:
@@ -215,21 +217,21 @@ def decode(
     counts=jnp.zeros_like(slots.left),
     ended=slots.left == 0,
   )
-  hidden = _read_cache_slots(model.layout, state.hidden, cache_slot)
+  hidden = _read_cache_slots(layout, state.hidden, cache_slot)
   recent = model.init_cache(prefix, len(slots.step), chunk)
   last_tokens = state.last_tokens
   if last_tokens is not None:
-    last_tokens = _read_cache_slots(model.layout, last_tokens, cache_slot)
+    last_tokens = _read_cache_slots(layout, last_tokens, cache_slot)
   carry = (jnp.int32(0), hidden, recent, decoded, last_tokens)
   _, hidden, recent, decoded, last_tokens = sampler.decode_loop(
-    model.layout, should_continue, step, carry, index=lambda carry: carry[0], most=chunk
+    layout, should_continue, step, carry, index=lambda carry: carry[0], most=chunk
   )
-  cache = state.cache.write_rows(model.layout, recent, cache_slot, written, decoded.counts)
-  hidden = _write_cache_slots(model.layout, state.hidden, cache_slot, hidden)
+  cache = state.cache.write_rows(layout, recent, cache_slot, written, decoded.counts)
+  hidden = _write_cache_slots(layout, state.hidden, cache_slot, hidden)
   if state.last_tokens is not None:
-    last_tokens = _write_cache_slots(model.layout, state.last_tokens, cache_slot, last_tokens)
+    last_tokens = _write_cache_slots(layout, state.last_tokens, cache_slot, last_tokens)
   state = dataclasses.replace(state, hidden=hidden, cache=cache, last_tokens=last_tokens)
-  return state, replicate(model.layout, decoded)
+  return state, replicate(layout, decoded)
 
 
 @same_programs.compared
@@ -253,13 +255,14 @@ def append_observations(
   stride: media tokens of a frame.
   """
   model = nnx.merge(graphdef, params)
-  place = functools.partial(model.layout.place, axes=("slots",))
+  layout = model.layout.decoding
+  place = functools.partial(layout.place, axes=("slots",))
   rows = jax.tree.map(lambda x: place(jnp.asarray(x)), rows)
   cache_slot, written = cast(Array, rows.cache_slot), cast(Array, rows.written)
   media = model.encode_vision(shown.vision)
   hidden, new = model.prefill_observation(prefix, state.cache, shown, media, rows)
   counts = place((jnp.asarray(shown.kind) != records.Kind.PAD).sum(axis=1))
-  cache = state.cache.write_rows(model.layout, new, cache_slot, written, counts)
+  cache = state.cache.write_rows(layout, new, cache_slot, written, counts)
   first = place(jnp.asarray(seen)) * stride
 
   def of_device(x: Array, new: Array, cache_slot: Array, first: Array) -> Array:
@@ -270,11 +273,11 @@ def append_observations(
   def write(x: Array, new: Array) -> Array:
     wide = ("slots", *[None] * (x.ndim - 1))
     places = (cache_slot, ("slots",)), (first, ("slots",))
-    return model.layout.per_shard(of_device, ((x, wide), (new, wide), *places))
+    return layout.per_shard(of_device, ((x, wide), (new, wide), *places))
 
   return dataclasses.replace(
     state,
-    hidden=_write_cache_slots(model.layout, state.hidden, cache_slot, hidden),
+    hidden=_write_cache_slots(layout, state.hidden, cache_slot, hidden),
     cache=cache,
     media=jax.tree.map(write, state.media, media),
   )
@@ -292,9 +295,10 @@ def gather_media(
 ) -> PyTree:
   """The first `media` features of each reply, [prompts, group * media, …].
 
+  layout: that of training, which they get.
   shape: (prompts, group).
   """
-  slot_layout = slot_layout_lib.SlotLayout.for_groups(layout, *shape)
+  slot_layout = slot_layout_lib.SlotLayout.for_groups(layout.decoding, *shape)
 
   def of_array(x: Array) -> Array:
     ordered = slot_layout.to_reply_order(x[:, :media])

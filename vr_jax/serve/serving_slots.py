@@ -80,17 +80,12 @@ class ServingSlots:
     self._context, self._params, self._schedule = context, params, schedule
     # Each chunk needs the keys of all slots again.
     self._reply_key = functools.lru_cache(maxsize=1024)(row_sampling.reply_key)
-    self._layout = nnx.merge(context.graphdef, params).layout
+    self._layout = nnx.merge(context.graphdef, params).layout.decoding
     ways = self._layout.ways("slots")
     self.rows = -(-rows // ways) * ways
     self._places = slot_layout_lib.SlotLayout.for_groups(self._layout, self.rows, 1)
     self._decoding = context.decoding(group=1, temperature=1.0, top_p=1.0, slot_fractions=())
-    # As a run's own sampler has them; without a copy the devices would receive weights each step.
-    self._decoding_params = (
-      sampler.decoding_params(context.graphdef, params)
-      if self._decoding.replicate_weights
-      else params
-    )
+    self._decoding_params = sampler.decoding_params(context.graphdef, params)
     prompt = self._pad_prompt(prompts_lib.nothing(context.processor.position_axes), largest=True)
     self._prefix, self._state = _open_slots(
       context.graphdef, params, prompt, rows=self.rows, length=length, patches=schedule.patches
@@ -274,10 +269,10 @@ def _open_slots(
   """Empty slots: their prompts are all zeros. prompt: one, as large as the largest."""
   model = nnx.merge(graphdef, params)
   one = jax.eval_shape(model.prefill, prompt)
-  prefix = refill_sampler.blank_prefix(model.layout, one, rows)
+  prefix = refill_sampler.blank_prefix(model.layout.decoding, one, rows)
   hidden = jnp.zeros((rows, one.hidden.shape[-1]), one.hidden.dtype)
   return prefix, turn_decode.EpisodeDecodeState(
-    hidden=model.layout.place(hidden, ("slots", None)),
+    hidden=model.layout.decoding.place(hidden, ("slots", None)),
     cache=model.init_cache(prefix, rows, length),
     # Only updates read features again, so that later turns have room for those of one frame.
     media=model.init_media_features(rows, 1, patches),

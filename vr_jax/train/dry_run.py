@@ -26,6 +26,7 @@ from vr_jax.data import (
   trace_store,
 )
 from vr_jax.envs import registry
+from vr_jax.parallel import cpu_devices
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
   check_examples,
@@ -62,7 +63,7 @@ def report(
   fallback: has the values with which the rest is checked, of fields that are wrong in `config`.
   seconds: that are spent on reading videos.
   """
-  mesh_lib.set_cpu_devices(config.cpu_devices if config else 0)
+  cpu_devices.set_number(config.cpu_devices if config else 0)
   found, lines = list(flags), []
   if config is not None:
     of_config = [str(problem) for problem in config_checks.problems(config)]

@@ -157,14 +157,9 @@ def _device_bytes(tree: PyTree) -> int:
 
 
 def _decode_weight_bytes(net: model_setup.ModelSetup) -> int:
-  """Bytes of a device for the weights that decoding reads, in the activations' dtype."""
-  params, itemsize = net.abstract_params, jnp.dtype(net.model.dtype).itemsize
-  if itemsize == 4 and net.mesh.size == 1:
-    return 0  # the parameters themselves are read
-  whole = net.config.rl.replicate_weights_for_decode
-  return itemsize * sum(
-    math.prod(x.shape if whole else x.sharding.shard_shape(x.shape)) for x in _leaves(params)
-  )
+  """Bytes of a device for the weights that decoding has in another dtype or layout."""
+  pairs = zip(_leaves(net.abstract_params), _leaves(net.abstract_decoding_params), strict=True)
+  return _device_bytes([decoded for kept, decoded in pairs if decoded is not kept])
 
 
 def _cache_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:
@@ -224,10 +219,11 @@ def _rl_seconds(
   scorers = bool(rl.kl_weight) + (rl.num_iterations > 1)
   work = forward.total + scorers * forward.text
   work += rl.num_iterations * _training_flops(net, forward)
-  itemsize = jnp.dtype(net.model.dtype).itemsize
-  weights = itemsize * sum(math.prod(x.shape) for x in _leaves(net.abstract_params))
-  ways = 1 if rl.replicate_weights_for_decode else net.mesh.shape["tensor"]
-  decoding = shapes.time * weights / ways / speed.bandwidth
+  # In the layout of training a device has less, but receives the rest for each token.
+  layout = net.layout.decoding
+  times = math.prod(layout.mesh.shape[axis] for axis in layout.rules["embed"])
+  read = times * _device_bytes(net.abstract_decoding_params)
+  decoding = shapes.time * read / speed.bandwidth
   return shapes.prompts * work / (net.mesh.size * speed.flops) + decoding
 
 

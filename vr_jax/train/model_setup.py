@@ -18,6 +18,7 @@ from vr_jax import errors, optional_sections
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface, registry
 from vr_jax.models.common import lora, weight_mapping
+from vr_jax.parallel import decoding_layout
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import repetition, sampler
 
@@ -101,6 +102,12 @@ class ModelSetup:
     return nnx.split(nnx.eval_shape(self.random_model))[0]
 
   @functools.cached_property
+  def layout(self) -> mesh_lib.MeshLayout:
+    """How arrays of training lie on the mesh, and those of decoding."""
+    plain = nnx.eval_shape(lambda: self._make_model(mesh_lib.MeshLayout(self.mesh)))
+    return decoding_layout.make(self.mesh, self.config.rl.decode_layout, nnx.split(plain)[1])
+
+  @functools.cached_property
   def abstract_params(self) -> PyTree:
     """Shapes, dtypes and shardings of the parameters, without the parameters."""
     params = nnx.eval_shape(self.random_params)
@@ -110,6 +117,23 @@ class ModelSetup:
     )
 
   @functools.cached_property
+  def abstract_decoding_params(self) -> PyTree:
+    """Like `abstract_params`, as decoding has them; what stays as it is is the same object."""
+    changed = jax.eval_shape(
+      functools.partial(sampler.changed_for_decoding, self.graphdef), self.abstract_params
+    )
+
+    def as_decoded(kept: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
+      x, axes = new.get_value(), kept.get_metadata().get("axes")
+      if x is None:
+        return kept
+      sharding = self.layout.decoding.sharding(axes, x.shape)
+      return kept.replace(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding))
+
+    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    return jax.tree.map(as_decoded, self.abstract_params, changed, is_leaf=is_variable)
+
+  @functools.cached_property
   def draw_params(self) -> Callable[[], PyTree]:
     """A jitted `random_params`; the parameters lie on the mesh."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
@@ -117,7 +141,9 @@ class ModelSetup:
 
   def random_model(self) -> nnx.Module:
     """Makes the model with random weights, seeded by config.seed."""
-    layout = mesh_lib.MeshLayout(self.mesh)
+    return self._make_model(self.layout)
+
+  def _make_model(self, layout: mesh_lib.MeshLayout) -> nnx.Module:
     rngs = nnx.Rngs(self.config.seed)
     model = self.family.make_model(self.model, rngs=rngs, layout=layout)
     return lora.add(model, self.adapters, rngs=rngs) if self.adapters else model
@@ -145,7 +171,6 @@ class ModelSetup:
       "repetition_stop": repetition.RepetitionStop(rl.repetition_window, rl.repetition_count),
       "stop_tokens": self.stop_tokens,
       "slot_fractions": tuple(rl.decode_slot_fractions),
-      "replicate_weights": rl.replicate_weights_for_decode,
       "slots": rl.decode_slots,
     }
     return sampler.Decoding(**{**fields, **changes})

@@ -154,12 +154,12 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
-  """Reads the config and the history of a workdir; the history may be empty."""
+  """Reads the config, in the names of this version, and the history, which may be empty."""
   try:
     content = plain_json.parse(path.read_bytes())
     config, history = content["config"], content.get("history", [])
     if isinstance(config, dict) and isinstance(history, list):
-      return buckets.as_paths(config), history
+      return _renamed(buckets.as_paths(config)), history
   except (ValueError, KeyError, TypeError):
     pass  # raised below, as for a config that is not an object
   if b'"model_type"' in path.read_bytes():
@@ -168,6 +168,14 @@ def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
       "as well"
     )
   raise errors.InputError(f"{path}: damaged; delete it or choose another --workdir")
+
+
+def _renamed(config: dict[str, Any]) -> dict[str, Any]:
+  """Puts a value of an older version under the name that it has now."""
+  rl = config.get("rl")
+  if isinstance(rl, dict) and not rl.pop("replicate_weights_for_decode", True):
+    rl["decode_layout"] = "training"
+  return config
 
 
 def provenance() -> dict[str, Any]:

@@ -239,11 +239,12 @@ class Attention:
         (past.valid, ("slots", None)[2 - past.valid.ndim :]),
       )
     )
-    is_split = self.layout.shards(prefix_axes, prefix.valid.shape)[1] > 1
+    layout = self.layout.decoding
+    is_split = layout.shards(prefix_axes, prefix.valid.shape)[1] > 1
     step: Callable[..., Array] = functools.partial(
       attention_decode.step,
       group=decode_slots.group,
-      split_by=self.layout if is_split else None,
+      split_by=layout if is_split else None,
     )
     forgetting = ()
     if decode_slots.forgets is not None:
@@ -254,7 +255,7 @@ class Attention:
       forgets, rest = inputs[: len(forgetting)], inputs[len(forgetting) :]
       return step(query, *rest, **dict(zip(("forgets", "remembered"), forgets, strict=False)))
 
-    return self.layout.per_shard(
+    return layout.per_shard(
       local,
       (
         (query, ("slots", "heads", None)),
@@ -292,7 +293,7 @@ class Attention:
         logits=self._logits,
       )
       more = ((rows.visible_from, ("slots",)),)
-    return self.layout.per_shard(
+    return self.layout.decoding.per_shard(
       attend,
       (
         (query, ("slots", None, "heads", None)),

@@ -10,6 +10,7 @@ A family adds its weights and implements the computation of a layer (`project_qk
 
 import abc
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 from flax import nnx
@@ -78,10 +79,11 @@ class Decoder(nnx.Module):
     return jnp.dtype(self.config.dtype)
 
   def embed(
-    self, tokens: Int[Array, "..."], axes: layout_lib.Axes, *, replicated: bool = False
+    self, tokens: Int[Array, "..."], axes: layout_lib.Axes, *, decoding: bool = False
   ) -> Float[Array, "... embed"]:
-    """Embeds tokens. axes: their logical axes. replicated: every device holds whole rows."""
-    return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype, replicated=replicated)
+    """Embeds tokens. axes: their logical axes. decoding: with the layout of decoding."""
+    layout = self.layout.decoding if decoding else self.layout
+    return layout.look_up(self.embedding[...], tokens, axes, self.dtype)
 
   def lm_head_weight(self) -> Float[Array, "vocab embed"]:
     """The output matrix, whose product with a hidden state gives logits."""
@@ -218,23 +220,26 @@ class Decoder(nnx.Module):
     inputs: PyTree,
     added: Float[Array, "*batch levels embed"] | None,
     axes: layout_lib.Axes,
+    layout: layout_lib.Layout | None = None,
   ) -> tuple[Callable[[Array, Any], tuple[Array, Any]], PyTree]:
     """Adds level i of `added` behind layer i, for a scan over `inputs`; returns layer and inputs.
 
     axes: logical axes of a layer's output.
+    layout: None: that of training.
     """
     if added is None:
       return layer, inputs
+    layout = layout or self.layout
     # Levels lead, so that each is contiguous.
     levels = jnp.moveaxis(added.astype(self.dtype), -2, 0)
-    levels = self.layout.place(levels, (None, *axes))
+    levels = layout.place(levels, (None, *axes))
     depth = len(jax.tree.leaves(inputs, is_leaf=layers.has_layers)[0])
 
     def and_add(x: Array, numbered: Any) -> tuple[Array, Any]:
       number, one = numbered
       x, output = layer(x, one)
       x = jax.lax.cond(number < len(levels), lambda x: x + levels[number], lambda x: x, x)
-      return self.layout.place(x, axes), output
+      return layout.place(x, axes), output
 
     return and_add, [jnp.arange(depth), inputs]
 
@@ -266,6 +271,7 @@ class Decoder(nnx.Module):
     Returns final-normed hidden states, and the keys and values of `recent` with this token's.
     """
     cos, sin = self.text_angles(positions)
+    place = functools.partial(self.layout.decoding.place, axes=("hidden_slots", None))
     by_layer = isinstance(recent.key, tuple)
     places = jnp.arange(recent.key[0].shape[-1])
 
@@ -292,9 +298,9 @@ class Decoder(nnx.Module):
       mixed = self.attention.step(
         query, decode_slots, attention.Block(prompt[0], prompt[1], prefix.valid), *blocks
       )
-      return self.layout.place(self.finish_layer(x, mixed, weights), ("slots", None)), new
+      return place(self.finish_layer(x, mixed, weights)), new
 
-    x = self.layout.place(x, ("slots", None))
+    x = place(x)
     own, *others = ([block.key, block.value] for block in (recent, *pasts))
     inputs = [weights, [prefix.key, prefix.value], own, others]
     x, new = (layers.chain if by_layer else stored_weights.scan)(layer, x, inputs)
@@ -321,7 +327,8 @@ class Decoder(nnx.Module):
     added: as in `prefill`.
     """
     cos, sin = self._angles(positions, x)
-    axes = ("slots", None, None)
+    axes = ("hidden_slots", None, None)
+    place = functools.partial(self.layout.decoding.place, axes=axes)
 
     def layer(x, inputs):
       weights, prefix_key, prefix_value, *past = inputs
@@ -330,13 +337,13 @@ class Decoder(nnx.Module):
       own = attention.Block(key, value, valid)
       mixed = self.attention.prefill_observation(query, own, rows, shared, *past)
       kept = attention.transpose_for_decode(key, value)
-      return self.layout.place(self.finish_layer(x, mixed, weights), axes), kept
+      return place(self.finish_layer(x, mixed, weights)), kept
 
     weights = self.stacked()
     inputs = [weights, prefix.key, prefix.value, past_keys, past_values]
-    adding, inputs = self._adding(layer, inputs, added, axes)
+    adding, inputs = self._adding(layer, inputs, added, axes, self.layout.decoding)
     run = layers.chain if isinstance(past_keys, tuple) else stored_weights.scan
-    x, (keys, values) = run(adding, self.layout.place(x, axes), inputs)
+    x, (keys, values) = run(adding, place(x), inputs)
     return self.final_norm(x), keys, values
 
   def stacked(self) -> dict[str, Any]:

@@ -67,13 +67,14 @@ class DecoderLanguageModel(nnx.Module):
     x: Float[Array, "rows *time embed"],
     index: Int[Array, "rows *time"],
     media: PyTree,
-    axis: str = "prompts",
+    *,
+    decoding: bool = False,
   ) -> Float[Array, "rows *time embed"]:
     """Replaces embeddings by features where the index is not -1.
 
-    axis: the logical axis of rows.
+    decoding: rows are slots in the layout of decoding, not prompts.
     """
-    found = self._at(index, self.merge_features(media), axis)
+    found = self._at(index, self.merge_features(media), decoding=decoding)
     return jnp.where(index[..., None] >= 0, found.astype(x.dtype), x)
 
   def merge_features(self, media: PyTree) -> Float[Array, "rows media embed"]:
@@ -89,22 +90,28 @@ class DecoderLanguageModel(nnx.Module):
     return None
 
   def _at_layers(
-    self, index: Int[Array, "rows *time"], media: PyTree, axis: str = "prompts"
+    self, index: Int[Array, "rows *time"], media: PyTree, *, decoding: bool = False
   ) -> Float[Array, "rows *time levels embed"] | None:
     """What is added to each token behind the first layers: zeros where the index is -1."""
     levels = self.layer_features(media)
     if levels is None or levels.shape[1] == 0:
       return None
-    return jnp.where((index >= 0)[..., None, None], self._at(index, levels, axis), 0)
+    found = self._at(index, levels, decoding=decoding)
+    return jnp.where((index >= 0)[..., None, None], found, 0)
 
   def _at(
-    self, index: Int[Array, "rows *time"], media: Float[Array, "rows media ..."], axis: str
+    self,
+    index: Int[Array, "rows *time"],
+    media: Float[Array, "rows media ..."],
+    *,
+    decoding: bool = False,
   ) -> Float[Array, "rows ..."]:
     """Features at each index: any feature where it is below 0, zeros where there are no media."""
     if media.shape[1] == 0:
       return jnp.zeros((*index.shape, *media.shape[2:]), media.dtype)
     # A token may need features of any frame, so each device takes its tokens from all of them.
-    media = self.layout.place(media, (axis, *[None] * (media.ndim - 1)))
+    layout, axis = (self.layout.decoding, "hidden_slots") if decoding else (self.layout, "prompts")
+    media = layout.place(media, (axis, *[None] * (media.ndim - 1)))
     return jax.vmap(lambda media, index: media[index])(media, jnp.maximum(index, 0))
 
   def prefill(self, prompt: records.Prompt) -> kv_cache.PrefixKV:
@@ -179,7 +186,7 @@ class DecoderLanguageModel(nnx.Module):
       positions = packing.pack(_positions(prefix, tokens))
       return self.text.forward_packed_replies(embedded, positions, valid, _block(prefix), packing)
     index, media = jnp.asarray(episode_inputs.media_index), self._media(episode_inputs)
-    features = packing.pack(self._at(index, self.merge_features(media), "prompts"), (None,))
+    features = packing.pack(self._at(index, self.merge_features(media)), (None,))
     added = self._at_layers(index, media)
     if added is not None:
       added = packing.pack(added, (None, None))
@@ -207,13 +214,14 @@ class DecoderLanguageModel(nnx.Module):
     Returns the hidden state of the last token of each row, and the new keys and values.
     """
     valid = jnp.asarray(shown.kind) != records.Kind.PAD
-    x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), replicated=True)
+    x = self.text.embed(jnp.asarray(shown.tokens), ("hidden_slots", None), decoding=True)
     index = jnp.asarray(shown.media_index)
-    x = self._with_media(x, index, media, "slots")
+    x = self._with_media(x, index, media, decoding=True)
     positions = jnp.asarray(shown.positions) + rows.position[:, None, None]
     past = cache.keys, cache.values
     hidden, keys, values = self.text.prefill_observation(
-      x, positions, valid, rows, _block(prefix), *past, self._at_layers(index, media, "slots")
+      *(x, positions, valid, rows, _block(prefix), *past),
+      self._at_layers(index, media, decoding=True),
     )
     return _last(hidden, valid), kv_cache.KVCache(keys=keys, values=values)
 
@@ -221,28 +229,29 @@ class DecoderLanguageModel(nnx.Module):
     """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
     shapes = self.config.vision_shapes
     empty = shapes.features(jnp.zeros, slots, frames * shapes.media_tokens(patches))
-    return jax.tree.map(lambda x: self.layout.place(x, ("slots", *[None] * (x.ndim - 1))), empty)
+    place = self.layout.decoding.place
+    return jax.tree.map(lambda x: place(x, ("slots", *[None] * (x.ndim - 1))), empty)
 
   def decoding_params(self) -> PyTree:
-    """The parameters for decoding: gathered on every device, in the dtypes of `layers.cast`.
+    """The parameters in the layout of decoding and the dtypes of `layers.cast`.
 
-    Sharded rows would be gathered again for every token. Adapters keep their dtype, since they are
-    scaled before they are cast. None in place of what stays as it is, as the vision tower does.
+    Adapters keep their dtype, since they are scaled before they are cast. None in place of what
+    stays as it is, as the vision tower does.
     """
 
-    def gather(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+    def changed(path: tuple, variable: nnx.Variable) -> nnx.Variable:
       name, x = jax.tree_util.keystr(path, simple=True, separator="."), variable.get_value()
       if not name.startswith("text."):
         return variable.replace(None)
       is_kept = name.endswith((layers.LORA_A, layers.LORA_B)) or layers.is_stored(name, x)
-      axes = tuple(axis if axis != "embed" else None for axis in variable.get_metadata()["axes"])
+      axes, layout = variable.get_metadata()["axes"], self.layout.decoding
       cast = x if is_kept else x.astype(self.text.dtype)
-      shards = [self.layout.shards(a, x.shape) for a in (axes, variable.get_metadata()["axes"])]
-      stays = cast.dtype == x.dtype and shards[0] == shards[1]
-      return variable.replace(None if stays else self.layout.place(cast, axes))
+      moves = layout.shards(axes, x.shape) != self.layout.shards(axes, x.shape)
+      stays = cast.dtype == x.dtype and not moves
+      return variable.replace(None if stays else layout.place(cast, axes))
 
     params = nnx.split(self)[1]
-    return jax.tree.map_with_path(gather, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.map_with_path(changed, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
   def init_cache(self, prefix: kv_cache.PrefixKV, slots: int, length: int) -> kv_cache.KVCache:
     """An empty cache for replies of up to `length` tokens."""
@@ -251,7 +260,7 @@ class DecoderLanguageModel(nnx.Module):
     empty = kv_cache.KVCache(keys=keys, values=keys.swapaxes(-1, -2))
     if depth <= layers.UNROLLED:
       empty = kv_cache.KVCache(keys=tuple(empty.keys), values=tuple(empty.values))
-    return empty.placed(self.layout.place)
+    return empty.placed(self.layout.decoding.place)
 
   def prepare_decode(self, prefix: kv_cache.PrefixKV) -> kv_cache.DecodeConstants:
     """Prepares what every decoding step reads, once for a loop of steps."""
@@ -318,8 +327,7 @@ class DecoderLanguageModel(nnx.Module):
     start: Int[Array | np.ndarray, "slots"],
     *past: attention.Block,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
-    # replicated: a tied table sharded like other parameters would be gathered for every token.
-    x = self.text.embed(tokens, ("slots",), replicated=True)
+    x = self.text.embed(tokens, ("hidden_slots",), decoding=True)
     recent = attention.Recent(cache.keys, cache.values, index)
     read = (constants.weights, constants.prefix, recent, *past)
     positions = cast(Array, start + index)
@@ -331,7 +339,7 @@ class DecoderLanguageModel(nnx.Module):
   ) -> Shaped[Array, "slots *rest"]:
     """Copies each prompt's entry of `x` to the slots of its replies."""
     rest = (None,) * (x.ndim - 1)
-    return self.layout.per_shard(
+    return self.layout.decoding.per_shard(
       lambda prompt, x: jnp.take(x, prompt, axis=0, mode="clip"),
       ((decode_slots.prompt, ("slots",)), (x, ("prompts", *rest))),
     )

@@ -1,0 +1,134 @@
+"""Layouts of decoding: the same greedy replies in each, and weights that stay where they are."""
+
+import functools
+import re
+import types
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax.parallel import decoding_layout
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import sampler
+from vr_jax.train import initialization
+
+PROMPTS, GROUP = 8, 3
+# Of two frames, Qwen3-VL may show each larger than of eight.
+SIZES = {"tiny": {}, "tiny_qwen3vl": {"model__patch_buckets": (64,)}}
+
+
+def _start(context, **changes):
+  """Arguments of the sampler, and greedy decoding that ends some replies early."""
+  stops = (*context.processor.stop_tokens, *range(60, 240))
+  prompt = context.builder.prompt(context.builder.batch(nano.ragged_items(context, PROMPTS)))
+  params = nano.sharpened(initialization.fresh_params(context))
+  arguments = context.graphdef, params, prompt, context.allowed_tokens, jax.random.key(3)
+  fields = {"group": GROUP, "max_new_tokens": 8, "temperature": 0.0, "slot_fractions": (0.5,)}
+  return arguments, context.decoding(**{**fields, **changes}, stop_tokens=stops)
+
+
+def _replies(context):
+  arguments, decoding = _start(context)
+  return sampler.sample(*arguments, decoding=decoding)
+
+
+@functools.cache
+def _of_one_device(data, size):
+  return np.asarray(_replies(nano.build(data, size=size, **SIZES[size])).tokens)
+
+
+# The network of tiny (here nano) has two heads of keys, so that eight devices can't split them.
+@pytest.mark.parametrize(
+  ("size", "shape", "kind"),
+  [
+    ("tiny", (1, 8, 1, 1), "tensor"),
+    ("tiny", (1, 4, 2, 1), "tensor"),
+    ("tiny", (2, 2, 1, 2), "tensor"),
+    ("tiny", (1, 4, 2, 1), "training"),
+    ("tiny_qwen3vl", (1, 8, 1, 1), "tensor"),
+  ],
+)
+def test_greedy_replies_are_those_of_one_device_in_every_layout(data, size, shape, kind):
+  context = nano.build(data, size=size, mesh=shape, rl__decode_layout=kind, **SIZES[size])
+  rollout = _replies(context)
+  expected = _of_one_device(data, size)
+  np.testing.assert_array_equal(mesh_lib.local_rows(rollout.tokens), expected)
+  assert len(np.unique(expected)) > 5
+  # What the update gets lies as training has it.
+  rows = mesh_lib.spec_of(("prompts", None, None), expected.shape, context.mesh)
+  training = jax.sharding.NamedSharding(context.mesh, rows)
+  assert rollout.tokens.sharding.is_equivalent_to(training, 3)
+
+
+def test_a_device_has_a_part_of_the_weights_and_no_step_moves_them(data):
+  context = nano.build(data, mesh=(1, 8, 1, 1), rl__decode_layout="tensor")
+  (graphdef, params, prompt, allowed, key), decoding = _start(context)
+  prefix, state = sampler._start(graphdef, params, prompt, key, decoding=decoding)
+  params = sampler.decoding_params(graphdef, params)
+  text = params["text"]
+  for name, whole in (("gate", (2, 32, 48 / 8)), ("down", (2, 48 / 8, 32))):
+    x = text["layers"][name][...]
+    assert x.sharding.shard_shape(x.shape) == whole
+  query = text["layers"]["query"][...]
+  assert query.sharding.shard_shape(query.shape) == (2, 32, 4 / 2, 8)
+  layout = context.layout.decoding
+  assert layout.ways("slots") == 4  # two devices share each slot
+  assert prefix.keys.sharding.shard_shape(prefix.keys.shape)[1::2] == (PROMPTS / 4, 1)
+  abstract = jax.tree.leaves(context.abstract_decoding_params)
+  for planned, real in zip(abstract, jax.tree.leaves(params), strict=True):
+    assert (planned.shape, planned.dtype) == (real.shape, real.dtype)
+    assert planned.sharding.is_equivalent_to(real.sharding, real.ndim)
+  program = sampler._decode.lower(
+    graphdef, params, prefix, state, allowed, jnp.int32(0), decoding=decoding
+  ).compile()
+  whole = {x.shape for x in jax.tree.leaves(text) if x.ndim > 1}
+  whole |= {shape[1:] for shape in whole if len(shape) > 2}
+  moved = set(re.findall(r"= f32\[([\d,]+)\]\S* all-(?:gather|to-all)", program.as_text() or ""))
+  assert moved
+  assert not {tuple(map(int, dims.split(","))) for dims in moved} & whole
+
+
+@pytest.mark.parametrize(
+  ("shape", "processes", "kv_heads", "ways"),
+  [
+    ((1, 8, 1, 1), 1, 4, 4),
+    ((1, 8, 1, 1), 2, 8, 4),  # four devices of a process: eight would share prompts over two
+    ((1, 4, 1, 2), 1, 4, 2),  # tensor has split the heads in two
+    ((1, 8, 1, 1), 1, 6, 2),
+    ((1, 8, 1, 1), 8, 8, 1),
+    ((1, 2, 1, 4), 1, 4, 1),
+  ],
+)
+def test_heads_are_split_over_devices_of_the_same_processes(shape, processes, kv_heads, ways):
+  devices = [types.SimpleNamespace(process_index=i * processes // 8) for i in range(8)]
+  mesh = types.SimpleNamespace(
+    devices=np.array(devices).reshape(shape),
+    shape=dict(zip(mesh_lib.AXES, shape, strict=True)),
+  )
+  assert decoding_layout._heads_ways(mesh, kv_heads) == ways
+
+
+def test_what_all_devices_do_not_divide_is_split_over_the_innermost_ones():
+  weight = lambda shape, axes: nnx.Param(jnp.zeros(shape), axes=axes)  # noqa: E731
+  params = nnx.State(
+    {
+      "up": weight((4, 12), ("embed", "mlp")),
+      "key": weight((4, 4), ("embed", "kv_heads")),
+      "head": weight((7, 4), ("vocab", "embed")),
+    }
+  )
+  mesh = mesh_lib.make_mesh((1, 4, 1, 2))
+  rules = decoding_layout.make(mesh, "tensor", params).decoding.rules
+  assert rules["mlp"] == ("fsdp_heads", "sequence", "tensor")
+  assert rules["vocab"] == ()
+  assert rules["kv_heads"] == ("fsdp_heads", "tensor")
+
+
+def test_one_device_has_one_layout():
+  one = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
+  layout = decoding_layout.make(one, "tensor", nnx.State({}))
+  assert layout.decoding == layout == mesh_lib.MeshLayout(one)
