@@ -66,11 +66,12 @@ def _shared(key: Callable[..., Any], make: Callable) -> Callable:
 
 
 def _of_model(made_by: functools.cached_property) -> property:
-  """A property of a model setup that follows from its model, its seed and its mesh."""
+  """A property of a model setup that follows from its model, its seed, its mesh and its layout."""
 
   def key(net: Any) -> Any:
     adapters = net.config.model.lora.to_dict() if net.adapters else {}
-    return type(net.model), net.model, net.mesh, net.config.seed, tuple(sorted(adapters.items()))
+    settings = net.config.seed, net.config.rl.decode_layout, tuple(sorted(adapters.items()))
+    return type(net.model), net.model, net.mesh, *settings
 
   return property(_shared(key, made_by.func))
 
