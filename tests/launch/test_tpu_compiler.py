@@ -215,9 +215,7 @@ def test_a_plan_of_the_smallest_recipe():
   config = nano.config(
     rl__kl_weight=0.04, model__dtype="bfloat16", mesh=(2, 2, 1, 1), model__attention="xla"
   )
-  found = analysis.analyse(
-    config, topology.find("v5e:2x2"), only=lambda program: program.name == "reference log-probs"
-  )
+  found = analysis.analyse(config, topology.find("v5e:2x2"), names=["reference log-probs"])
   (one,) = found.analyses
   (part,) = one.parts
   assert 1 <= report.over_count(found, part) <= 1.25
@@ -290,4 +288,4 @@ def test_a_plan_compiles_with_the_options_of_its_chips(where, monkeypatch):
   monkeypatch.setattr(compiler_options, "OPTIONS", {"v5e": {"xla_tpu_no_such_option": "1"}})
   config = nano.config(model__dtype="bfloat16", mesh=(2, 2, 1, 1), model__attention="xla")
   with pytest.raises(errors.InputError, match=r"encoder: .*xla_tpu_no_such_option"):
-    analysis.analyse(config, where, only=lambda program: program.name == "encoder")
+    analysis.analyse(config, where, names=["encoder"])

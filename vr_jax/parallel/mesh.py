@@ -228,7 +228,7 @@ class MeshLayout:
 
   def permute_shards(self, x: Array, axis: str, to: Sequence[int] | np.ndarray) -> Array:
     """Within `per_shard`: sends the array of device i along a logical axis to device `to[i]`."""
-    return jax.lax.ppermute(x, RULES[axis], [(i, int(device)) for i, device in enumerate(to)])
+    return jax.lax.ppermute(x, self.rules[axis], [(i, int(device)) for i, device in enumerate(to)])
 
   def look_up(
     self, table: Array, tokens: Array, axes: tuple[str | None, ...], dtype: jnp.dtype

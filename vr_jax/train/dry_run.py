@@ -27,7 +27,6 @@ from vr_jax.data import (
 )
 from vr_jax.envs import registry
 from vr_jax.parallel import cpu_devices
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
   check_examples,
   config_checks,
