@@ -124,10 +124,10 @@ class ModelSetup:
     )
 
     def as_decoded(kept: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
-      x, axes = new.get_value(), kept.get_metadata().get("axes")
+      x = new.get_value()
       if x is None:
         return kept
-      sharding = self.layout.decoding.sharding(axes, x.shape)
+      sharding = self.layout.decoding.sharding(kept.get_metadata()["axes"], x.shape)
       return kept.replace(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding))
 
     is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
