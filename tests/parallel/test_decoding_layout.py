@@ -2,7 +2,6 @@
 
 import functools
 import re
-import types
 
 from flax import nnx
 import jax
@@ -52,7 +51,9 @@ def _of_one_device(data, size):
     ("tiny_qwen3vl", (1, 8, 1, 1), "tensor"),
   ],
 )
-def test_at_temperature_0_replies_on_several_devices_are_the_same_in_every_layout(data, size, shape, kind):
+def test_at_temperature_0_replies_on_several_devices_are_the_same_in_every_layout(
+  data, size, shape, kind
+):
   context = nano.build(data, size=size, mesh=shape, rl__decode_layout=kind, **SIZES[size])
   rollout = _replies(context)
   expected = _of_one_device(data, size)
@@ -93,23 +94,18 @@ def test_a_device_has_a_part_of_the_weights_and_no_step_moves_them(data):
 
 
 @pytest.mark.parametrize(
-  ("shape", "processes", "kv_heads", "ways"),
+  ("fsdp", "processes", "kv_heads", "ways"),
   [
-    ((1, 8, 1, 1), 1, 4, 4),
-    ((1, 8, 1, 1), 2, 8, 4),  # four devices of a process: eight would share prompts over two
-    ((1, 4, 1, 2), 1, 4, 2),  # tensor has split the heads in two
-    ((1, 8, 1, 1), 1, 6, 2),
-    ((1, 8, 1, 1), 8, 8, 1),
-    ((1, 2, 1, 4), 1, 4, 1),
+    (8, 1, 4, 4),
+    (8, 2, 8, 4),  # four devices of a process: eight would share prompts over two
+    (8, 1, 6, 2),
+    (8, 8, 8, 1),
+    (2, 1, 4, 2),
   ],
 )
-def test_heads_are_split_over_devices_of_the_same_processes(shape, processes, kv_heads, ways):
-  devices = [types.SimpleNamespace(process_index=i * processes // 8) for i in range(8)]
-  mesh = types.SimpleNamespace(
-    devices=np.array(devices).reshape(shape),
-    shape=dict(zip(mesh_lib.AXES, shape, strict=True)),
-  )
-  assert decoding_layout._heads_ways(mesh, kv_heads) == ways
+def test_heads_are_split_over_devices_of_the_same_processes(fsdp, processes, kv_heads, ways):
+  owners = [frozenset([place * processes // fsdp]) for place in range(fsdp)]
+  assert decoding_layout.heads_ways(owners, fsdp, kv_heads) == ways
 
 
 def test_what_all_devices_do_not_divide_is_split_over_the_innermost_ones():

@@ -8,7 +8,7 @@ keys' heads evenly; the other devices split the slots and their prompts (data-pa
 Hidden states of the slots, which are small, are summed and are whole on all these devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 
 from flax import nnx
@@ -40,8 +40,12 @@ def make(mesh: Mesh, kind: str, params: PyTree) -> mesh_lib.MeshLayout:
 
 
 def _tensor(mesh: Mesh, sizes: Mapping[str, int]) -> mesh_lib.MeshLayout:
-  ways = _heads_ways(mesh, sizes.get("kv_heads", 1))
   data, fsdp, sequence, tensor = mesh.devices.shape
+  owners = [
+    frozenset(device.process_index for device in devices)
+    for devices in mesh.devices.reshape(data * fsdp, -1)
+  ]
+  ways = heads_ways(owners, fsdp, sizes.get("kv_heads", 1) // tensor)
   shape = (data, fsdp // ways, ways, sequence, tensor)
   # The order of the devices stays, so that one program can have arrays of both layouts.
   split = Mesh(mesh.devices.reshape(shape), AXES)
@@ -67,21 +71,20 @@ def _tensor(mesh: Mesh, sizes: Mapping[str, int]) -> mesh_lib.MeshLayout:
   )
 
 
-def _heads_ways(mesh: Mesh, kv_heads: int) -> int:
+def heads_ways(owners: Sequence[frozenset[int]], fsdp: int, kv_heads: int) -> int:
   """Over how many devices of fsdp heads are split: the most that divide them.
 
   These devices have the same prompts, so that they have to belong to the same processes.
+
+  owners: processes of each place along data and fsdp, in order.
+  kv_heads: of a device of tensor.
   """
-  owners = [
-    frozenset(device.process_index for device in devices)
-    for devices in mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
-  ]
 
   def fits(ways: int) -> bool:
     groups = [owners[start : start + ways] for start in range(0, len(owners), ways)]
     return all(len(set(group)) == 1 for group in groups)
 
-  common = math.gcd(mesh.shape["fsdp"], kv_heads // mesh.shape["tensor"])
+  common = math.gcd(fsdp, kv_heads)
   return max(ways for ways in range(1, common + 1) if common % ways == 0 and fits(ways))
 
 
