@@ -51,9 +51,7 @@ def _of_one_device(data, size):
     ("tiny_qwen3vl", (1, 8, 1, 1), "tensor"),
   ],
 )
-def test_at_temperature_0_replies_on_several_devices_are_the_same_in_every_layout(
-  data, size, shape, kind
-):
+def test_greedy_replies_are_those_of_one_device_in_every_layout(data, size, shape, kind):
   context = nano.build(data, size=size, mesh=shape, rl__decode_layout=kind, **SIZES[size])
   rollout = _replies(context)
   expected = _of_one_device(data, size)
