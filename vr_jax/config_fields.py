@@ -275,7 +275,7 @@ class RlSection(LoopSection):
     "replicated",
     "Weights of a device while it decodes: training: as in training, the rest is received for each "
     "token; replicated: all that tensor of config.mesh does not split; tensor: a part, since the "
-    "devices of fsdp and sequence split them too.",
+    "devices of fsdp and sequence split them too (not with decode_slots).",
     change="rounding",
   )
   dynamic_sampling_max_batches: int = field(
