@@ -346,7 +346,7 @@ def _open_slots(
     hidden=layout.place(hidden, ("slots", None)),
     cache=model.init_cache(prefix, slots, length),
     media=(),
-    last_tokens=turn_decode.no_last_tokens(model.layout, slots, window),
+    last_tokens=turn_decode.no_last_tokens(layout, slots, window),
   )
 
 

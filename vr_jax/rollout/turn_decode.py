@@ -117,7 +117,7 @@ def start(
     hidden=model.gather_for_slots(prefix.hidden, decode_slots),
     cache=model.init_cache(prefix, len(reply), length),
     media=model.init_media_features(len(reply), frames, patches),
-    last_tokens=no_last_tokens(model.layout, len(reply), window),
+    last_tokens=no_last_tokens(layout, len(reply), window),
   )
 
 
