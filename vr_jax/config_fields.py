@@ -273,9 +273,8 @@ class RlSection(LoopSection):
   )
   decode_layout: Literal["training", "replicated", "tensor"] = field(
     "replicated",
-    "Weights of a device while it decodes: training: as in training, the rest is received for each "
-    "token; replicated: all that tensor of config.mesh does not split; tensor: a part, since the "
-    "devices of fsdp and sequence split them too (not with decode_slots).",
+    "Weights that a device decodes with: training: its own, the rest is received for each token; "
+    "replicated: all but for tensor's split; tensor: fsdp splits them too (not with decode_slots).",
     change="rounding",
   )
   dynamic_sampling_max_batches: int = field(
