@@ -58,6 +58,19 @@ def token_logits(
   return logits.reshape(*hidden.shape[:-1], -1)
 
 
+def slot_logits(
+  model: interface.LanguageModel,
+  hidden: Float[Array, "slots embed"],
+  allowed_tokens: Bool[Array, "vocab"],
+  temperature: float | Float[Array, "slots 1"],
+) -> Float[Array, "slots vocab"]:
+  """`token_logits`, on the devices that draw the tokens of the slots."""
+  logits = token_logits(model, hidden, allowed_tokens, temperature)
+  layout = model.layout.decoding
+  # Computed where the matrix lies: asked only for the rows of its slots, a device would gather it.
+  return layout.place(layout.place(logits, ("hidden_slots", "vocab")), ("draws", "vocab"))
+
+
 def reply_log_probs(
   model: interface.LanguageModel,
   prompt: records.Prompt,

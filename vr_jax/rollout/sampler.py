@@ -259,7 +259,7 @@ def _decode(
 
   def step(state: _State) -> _State:
     index, done = state.index, state.finished
-    logits = slot_logits(model, state.hidden, allowed_tokens, decoding.temperature or 1.0)
+    logits = forward.slot_logits(model, state.hidden, allowed_tokens, decoding.temperature or 1.0)
     if (seen := state.seen) is not None:
       logits -= decoding.presence_penalty / (decoding.temperature or 1.0) * seen
     token, log_prob = sample_token(logits, state.keys, index, decoding)
@@ -395,19 +395,6 @@ def _in_order(
     for x in results
   )
   return slot_layout_lib.one_turn_rollout(tokens, log_probs, lengths)
-
-
-def slot_logits(
-  model: interface.LanguageModel,
-  hidden: Float[Array, "slots embed"],
-  allowed_tokens: Bool[Array, "vocab"],
-  temperature: float | Float[Array, "slots 1"],
-) -> Float[Array, "slots vocab"]:
-  """`forward.token_logits`, on the devices that draw the tokens of the slots."""
-  logits = forward.token_logits(model, hidden, allowed_tokens, temperature)
-  layout = model.layout.decoding
-  # Computed where the matrix lies: asked only for the rows of its slots, a device would gather it.
-  return layout.place(layout.place(logits, ("hidden_slots", "vocab")), ("draws", "vocab"))
 
 
 def reply_keys(

@@ -23,7 +23,7 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import repetition, row_sampling, sampler
+from vr_jax.rollout import forward, repetition, row_sampling, sampler
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 
@@ -183,10 +183,10 @@ def decode(
 
   def draw(hidden: Array, number: Array) -> tuple[Array, Array]:
     if row_settings is None:
-      logits = sampler.slot_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
+      logits = forward.slot_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
       return sampler.sample_token(logits, keys, number, decoding)
     divisor = row_sampling.divisor(row_settings)
-    logits = sampler.slot_logits(model, hidden, allowed_tokens, divisor)
+    logits = forward.slot_logits(model, hidden, allowed_tokens, divisor)
     return row_sampling.sample_tokens(logits, row_settings, number)
 
   def step(carry: tuple) -> tuple:
