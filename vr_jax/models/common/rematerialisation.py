@@ -1,6 +1,6 @@
 """Rematerialisation policies: what of a layer is kept for the backward pass.
 
-none       keeps everything; as dots, where frozen matrices are widened a layer at a time
+none       keeps everything; as dots, where frozen matrices of many layers are widened one at a time
 full       keeps only the layer's input: one more forward pass of every layer
 attention  like full, but the attention kernel is not run again (splash; other backends rerun it)
 dots       like attention, and keeps the results of matrix products
@@ -39,13 +39,15 @@ def scan(
   their forward pass, and keep the residuals.
 
   Matrices that are widened a layer at a time (`StoredMatrices`) are widened again for the backward
-  pass: to keep everything would keep a wide copy of them all, so "none" is "dots" there.
+  pass of many layers: to keep everything would keep a wide copy of them all, so "none" is "dots"
+  there.
 
   Raises InputError if there is no such policy.
   """
   leaves = jax.tree.leaves(inputs, is_leaf=stored_weights.is_stored)
-  if policy == "none" and not any(map(stored_weights.is_stored, leaves)):
-    return stored_weights.scan(layer, x, inputs, unroll=len(leaves[0]) <= layers.UNROLLED)
+  few = len(leaves[0]) <= layers.UNROLLED
+  if policy == "none" and (few or not any(map(stored_weights.is_stored, leaves))):
+    return stored_weights.scan(layer, x, inputs, unroll=few)
   policy = "dots" if policy == "none" else policy
   if policy not in POLICIES:
     raise errors.InputError(f"config.model.remat={policy}: one of none, {', '.join(POLICIES)}")
