@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from vr_jax import evaluate_benchmarks, main
 from vr_jax.data.benchmark_sets import mvbench, registry, video_mmmu
 from vr_jax.errors import InputError
 from vr_jax.eval import report_data
-from vr_jax.eval.benchmarks import play_items, protocols, reply_store
+from vr_jax.eval.benchmarks import play_items, protocols, reply_store, score_table, statistics
 from vr_jax.train import paths, run_context
 from vr_jax.train import workdir as workdir_lib
 
@@ -251,16 +252,57 @@ def test_one_command_says_how_much_of_what_was_open_the_lectures_add(tmp_path, c
       reply = reply_store.StoredReply(id=item.id, reply=said[track][is_wrong])
       failed = item.id == "question_only-dev_Math_5"
       writer.add([dataclasses.replace(reply, problem="no video") if failed else reply])
+  last = reply
   flags = ["--score_only", f"--benchmark_data={root.parent}", f"--out={out}"]
   flags += ["--benchmarks=video_mmmu@official", "--split=video_mmmu:knowledge_gain"]
   assert _eval(*flags) == 0
   (row,) = json.loads((out / "table.json").read_text())
   values = {name: each["value"] for name, each in row["values"].items()}
   assert values["overall"] == pytest.approx((80 + 40 + 60) / 3)
-  assert values["knowledge_gain"] == pytest.approx(100 * (60 - 20) / (100 - 20))
+  assert values["knowledge_gain"] is None  # a question alone failed
   assert values["accuracy"] == pytest.approx(100 * 9 / 15)
   assert (row["questions"], row["failed"], row["unparsed"]) == (20, 1, 0)
+  printed = capsys.readouterr().out
+  assert "video_mmmu@official knowledge_gain: knowledge_gain undefined\n" in printed
+  assert "n counts 20 questions, overall of them 15; the other 5 (1 failed) are in" in printed
+  with store.writer(1) as writer:
+    writer.add([dataclasses.replace(last, id="question_only-dev_Math_5")])
+  assert _eval(*flags) == 0
+  (row,) = json.loads((out / "table.json").read_text())
+  gain = row["values"]["knowledge_gain"]["value"]
+  assert gain == pytest.approx(100 * (60 - 20) / (100 - 20))
   assert "video_mmmu@official knowledge_gain: knowledge_gain 50.0 (" in capsys.readouterr().out
+
+
+def test_a_value_or_a_change_that_is_undefined_is_so_in_the_table():
+  nan = math.nan
+  value = statistics.MetricInterval(value=50.0, low=nan, high=nan, standard_error=nan, clusters=1)
+  none = dataclasses.replace(value, value=nan)
+  change = statistics.MetricChange(
+    change=nan, low=nan, high=nan, standard_error=nan, clusters=1, p_value=nan
+  )
+  counts = dict.fromkeys(("questions", "failed", "unparsed", "truncated", "unscored"), 0)
+  row = score_table.ScoredProtocol(
+    protocol="video_mmmu@official",
+    headline="overall",
+    further=("knowledge_gain",),
+    values={"overall": none, "knowledge_gain": value},
+    changes={"overall": dataclasses.replace(change, change=2.0), "knowledge_gain": change},
+    **counts,
+    missing=(),
+    count_differences=(),
+    not_asked=0,
+    unshown=0,
+    absent_groups=(),
+    split="test",
+    tokens=nan,
+    shown="",
+  )
+  (line,) = score_table.further_values([row])
+  assert line.endswith("knowledge_gain 50.0, change undefined")
+  assert score_table.cells([row])[0][1:4] == ("undefined", "", "+2.0")
+  (shown,) = score_table.to_json([row])
+  assert shown["intervals"][0][1] == "undefined"
 
 
 @pytest.mark.parametrize(

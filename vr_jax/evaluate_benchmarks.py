@@ -21,9 +21,9 @@ interval and p-value.
 `--checkpoint`, `--config` and `--before_rl` are those of `vr-jax ask`. `--limit=100` asks only as
 many questions of each benchmark, drawn by a hash of their ids: a quick look, no score to report.
 
-Open answers need a judge: `--judge=endpoint --judge_model=NAME [--judge_base_url=URL]
-[--judge_key_variable=VARIABLE]`, or `--judge=local --judge_model=DIRECTORY` of weights. Without one
-they are not scored, and the score is partial.
+Open answers, captions and steps of reasoning need a judge: `--judge=endpoint --judge_model=NAME
+[--judge_base_url=URL] [--judge_key_variable=VARIABLE]`, or `--judge=local --judge_model=DIRECTORY`
+of weights. Without one they are not scored, and the score is partial.
 
 Frames of the videos are decoded once, to `--frames` (by default <out>/frames).
 """
@@ -327,7 +327,7 @@ def _score(
 
 
 def _judge(arguments: benchmark_arguments.EvalArguments) -> judged_answers.AnswerJudge | None:
-  cache = arguments.out / "judged_answers.sqlite"
+  cache = arguments.out / "answer_verdicts.sqlite"
   if arguments.judge == "local":
     return judged_answers.local(Path(arguments.judge_model), cache=cache)
   if arguments.judge == "endpoint":

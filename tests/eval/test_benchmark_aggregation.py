@@ -1,3 +1,5 @@
+import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -112,6 +114,21 @@ def test_videommmus_gain_is_the_part_of_what_the_question_alone_leaves_open():
   assert found["accuracy"] == compute("video_mmmu", tracks[:15])["accuracy"]
   assert found["accuracy"] == compute("video_mmmu_video_r1", tracks)["accuracy"]
   assert "knowledge_gain" not in compute("video_mmmu", track("perception", [1]))
+  failed = dataclasses.replace(tracks[-1], status="failed")
+  found = compute("video_mmmu", [*tracks[:-1], failed])
+  assert math.isnan(found["knowledge_gain"])  # as a wrong answer it would raise the gain
+  assert (found["track/question_only"], found["accuracy"]) == (20, pytest.approx(60))
+  assert {*compute("video_mmmu_video_r1", [*tracks[:-1], failed])} == {*found} - {
+    *("overall", "knowledge_gain")
+  }
+
+
+@pytest.mark.parametrize("metric", ["video_mmmu", "video_mmmu_video_r1"])
+def test_of_questions_alone_their_own_mean_is_the_value(metric):
+  alone = track("question_only", [1, 0, 0, 0])
+  assert compute(metric, alone) == {"track/question_only": 25}
+  assert "track/question_only" in aggregation.get(metric).further
+  assert not aggregation.beside_headline(aggregation.get(metric), alone)
 
 
 def test_vcrs_f1_is_of_mean_recall_and_mean_precision():
@@ -148,8 +165,6 @@ def test_a_metric_has_its_headline_between_the_worst_and_the_best_reply(metric):
 def test_a_metric_without_its_groups_is_refused():
   with pytest.raises(InputError, match="no question of the groups"):
     compute("vsi_bench", replies([1, 0]))
-  with pytest.raises(InputError, match="no question of the groups"):
-    compute("video_mmmu_video_r1", track("question_only", [1]))
   with pytest.raises(InputError, match="no replies"):
     compute("micro", [])
   with pytest.raises(InputError, match="v0-0-rubric-: belongs to no group"):

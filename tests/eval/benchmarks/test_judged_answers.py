@@ -197,6 +197,14 @@ def test_steps_of_reasoning_have_recall_precision_and_f1(judge, server):
     ("caption", "Answer: D"),
     ("caption", "Answer: A. down or B. up"),
     ("caption", "Answer: Bup"),
+    ("caption", "Answer: A or B"),
+    ("caption", "Answer: A/B"),
+    ("caption", "Answer: A, B"),
+    ("caption", "Answer: A and C"),
+    ("caption", "Answer: A ball goes up"),
+    ("caption", "Answer: A is wrong, so None"),
+    ("caption", "Answer: A. up"),
+    ("caption", "Answer: None, or B"),
     ("recall", '{"steps": []}'),
     ("recall", '{"steps": [{"number": 1, "kind": "video", "judgement": "matched"}]}'),
     ("recall", json.dumps({"steps": [{"kind": "video", "judgement": "matched"}] * 5})),
@@ -213,6 +221,33 @@ def test_what_is_no_clear_verdict_is_none(said_of, reply):
   else:
     question = judge_questions.about_answer(rubric_item(said_of), "He falls.")
   assert question.read(reply) is None
+
+
+@pytest.mark.parametrize(
+  ("reply", "letter"),
+  [
+    ("Answer: B", "B"),
+    ("It says so.\n**Answer:** (B)", "B"),
+    ("**Answer: B.**", "B"),
+    ("Answer: B. up, from point A.", "B"),
+    ("Answer: (B) Up, from  point A", "B"),
+    ("Answer: **A**) down", "A"),
+    ("Answer: None", ""),
+    ("Answer: None of the options.", ""),
+  ],
+)
+def test_a_letter_alone_or_with_the_text_of_its_option_is_a_verdict(reply, letter):
+  question = "Where does it go?\nA. down\nB. up, from point A.\nC. left"
+  item = dataclasses.replace(caption_item(0), source_record={"mc_question": question})
+  assert judge_questions.about_answer(item, "It rises.").read(reply) == letter
+
+
+def test_all_of_a_caption_and_of_a_solution_is_judged_with_the_answer():
+  long = "It rises, " * 4000 + "then falls."
+  for item in (caption_item(0), rubric_item("summary")):
+    assert long in judge_questions.about_answer(item, long).text
+  for question in judge_questions.about_steps(steps_item(0, "a torus", ()), long).values():
+    assert long in question.text and "\n\nAnswer:\na torus\n\n" in question.text
 
 
 def items(count=4, **changes):
@@ -261,7 +296,7 @@ def test_failed_replies_and_what_rules_score_are_not_asked(judge, server):
   choice = dataclasses.replace(items()[1], scorer="yes_no")
   unreleased = dataclasses.replace(items()[2], answer="")
   found = judged_answers.grade(judge, [items()[0], choice, unreleased], {**replies(), "q0": failed})
-  assert found == judged_answers.JudgedReplies(answers={}, measures={}, unreadable=0)
+  assert found == judged_answers.JudgedReplies(answers={}, measures={}, unreadable=0, not_judged={})
   assert not server.requests
 
 
@@ -282,6 +317,48 @@ def test_an_endpoint_that_goes_down_ends_it_and_keeps_what_it_said(judge, server
   scores = judged_answers.grade(judge, items(70), replies(texts)).answers
   assert all(score.score == 1 for score in scores.values())
   assert 6 <= len(asked(server)) - before <= 70 - len(known) + 6
+
+
+def refuse_long(request):
+  quoted = BLUE.search(request.text)
+  if quoted and "Too" in quoted[2]:
+    return Reply(text="too many tokens", status=400)
+  return judge_kinds(request)
+
+
+def test_prompts_that_the_judge_refuses_have_no_score_and_the_cause_is_told(judge, server):
+  server.answer = refuse_long
+  protocol, some = protocols.get("mmvu@official"), items(strata={"discipline": ("Art",)})
+  texts = ("It is blue.", "Too long.", "Hard to say.", "Red.")
+  row = score_table.make(protocol, some, replies(texts), judge=judge)
+  assert row.values["accuracy"].value == pytest.approx(100 / 3)
+  assert (row.questions, row.unparsed, row.unreadable, row.unscored) == (3, 1, 1, 1)
+  assert row.not_judged == {"refused (status 400)": 1} and row.is_partial
+  notes = " ".join(score_table.notes([row]))
+  assert "1 questions not scored: not judged, or no answer" in notes
+  assert "m did not judge 1 prompts: refused (status 400); such answers are not scored" in notes
+  with pytest.raises(InputError, match=r"none of 1 .* scored: m: refused \(status 400\)"):
+    score_table.make(protocol, some[:1], replies(("Too long.",)), judge=judge)
+  steps = [dataclasses.replace(steps_item(number), id=f"q{number}") for number in range(2)]
+  row = score_table.make(protocols.get("vcr_bench@recipe"), steps, replies(texts), judge=judge)
+  assert row.not_judged == {"refused (status 400)": 2} and row.is_partial
+  assert row.values["steps/overall_recall"].clusters == 1
+
+
+def test_a_base_is_judged_too_and_what_has_no_verdict_there_is_told(judge, server):
+  server.answer = refuse_long
+  some = items(strata={"discipline": ("Art",)})
+  new = replies(("It is blue.", "It is blue.", "Red.", "Red."))
+  base = replies(("Hard to say.", "Too long.", "It is blue.", "Red."))
+  row = score_table.make(protocols.get("mmvu@official"), some, new, base=base, judge=judge)
+  assert (row.unreadable, row.not_judged, row.base_unreadable) == (0, {}, 1)
+  assert row.base_not_judged == {"refused (status 400)": 1} and not row.unscored
+  # Of the three that both have a score of, one is right in either.
+  assert row.values["accuracy"].value == pytest.approx(50)
+  assert row.changes["accuracy"].change == pytest.approx(0)
+  notes = " ".join(score_table.notes([row]))
+  assert "m gave no readable verdict to 1 prompts of --base;" in notes
+  assert "1 prompts of --base: refused (status 400); such answers are not scored, nor comp" in notes
 
 
 def test_a_missing_key_is_named_by_its_flag(judge, monkeypatch):

@@ -20,6 +20,7 @@ _GENERATION = "generation/"  # MLVU's groups of open questions
 _DIRECTION = "object_rel_direction"
 _TRACKS = ("perception", "comprehension", "adaptation")
 _QUESTION_ONLY = "question_only"
+_FAILED_ALONE = "failed/question_only"  # is there where one of these has no reply
 _STEP_KINDS = ("video", "logic", "overall")
 
 
@@ -58,6 +59,14 @@ def compute(
 def missing_groups(metric: BenchmarkMetric, sums: group_sums.GroupSums) -> tuple[str, ...]:
   """Groups of a complete set that have no question here; then its numbers are partial."""
   return tuple(name for name in metric.expected if name not in sums.groups)
+
+
+def beside_headline(
+  metric: BenchmarkMetric, replies: Sequence[scored_reply.ScoredReply]
+) -> list[scored_reply.ScoredReply]:
+  """Replies that only other values count, where the headline counts some."""
+  beside = [reply for reply in replies if _ALL not in metric.grouping(reply)]
+  return beside if len(beside) < len(replies) else []
 
 
 def get(name: str) -> BenchmarkMetric:
@@ -146,19 +155,32 @@ def _vsi_video_r1(means: group_sums.Means) -> group_sums.Means:
 def _video_mmmu_groups(reply: scored_reply.ScoredReply) -> dict[str, float]:
   """Strata. A question that was asked without its lecture is only in a group of its own."""
   if _QUESTION_ONLY in reply.strata.get("track", ()):
-    return {f"track/{_QUESTION_ONLY}": reply.score}
+    failed = {_FAILED_ALONE: 1.0} if reply.status == "failed" else {}
+    return {f"track/{_QUESTION_ONLY}": reply.score, **failed}
   return _strata(reply)
 
 
+def _lectures(means: group_sums.Means) -> group_sums.Means:
+  """The mean over questions with lectures, and of strata; of questions alone, theirs."""
+  shown = {name: value for name, value in means.items() if name != _FAILED_ALONE}
+  alone = f"track/{_QUESTION_ONLY}"
+  return {alone: 100 * shown[alone]} if {*shown} == {alone} else _micro(shown)
+
+
 def _video_mmmu(means: group_sums.Means) -> group_sums.Means:
-  """The mean of three tracks, and Δ: of what the questions alone leave open, the part gained."""
-  tracks = _under("track/", means)
-  values = {**_micro(means), "overall": 100 * _mean([tracks[t] for t in _TRACKS if t in tracks])}
+  """The mean of three tracks, and Δ: of what the questions alone leave open, the part gained.
+
+  Δ is undefined where a question alone has no reply: as a wrong answer, it would raise the gain.
+  """
+  values, tracks = dict(_lectures(means)), _under("track/", means)
+  if _ALL not in means:
+    return values
+  values["overall"] = 100 * _mean([tracks[t] for t in _TRACKS if t in tracks])
   if _QUESTION_ONLY in tracks and "adaptation" in tracks:
     alone = tracks[_QUESTION_ONLY]
     with np.errstate(invalid="ignore", divide="ignore"):
       gain = np.where(alone < 1, (tracks["adaptation"] - alone) / (1 - alone), np.nan)
-    values["knowledge_gain"] = 100 * gain
+    values["knowledge_gain"] = np.full_like(gain, np.nan) if _FAILED_ALONE in means else 100 * gain
   return values
 
 
@@ -262,7 +284,7 @@ METRICS: Mapping[str, BenchmarkMetric] = {
   ),
   "video_mmmu": BenchmarkMetric(
     headline="overall",
-    further=("knowledge_gain",),
+    further=("knowledge_gain", f"track/{_QUESTION_ONLY}"),
     grouping=_video_mmmu_groups,
     combine=_video_mmmu,
     not_shares=("knowledge_gain",),
@@ -271,8 +293,9 @@ METRICS: Mapping[str, BenchmarkMetric] = {
   ),
   "video_mmmu_video_r1": BenchmarkMetric(
     headline="accuracy",
+    further=(f"track/{_QUESTION_ONLY}",),
     grouping=_video_mmmu_groups,
-    combine=_micro,
+    combine=_lectures,
     source="Video-R1 (arXiv 2503.21776), eval_bench.py: over questions of all tracks",
   ),
   "vcr_bench": BenchmarkMetric(

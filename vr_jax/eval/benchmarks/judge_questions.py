@@ -31,8 +31,7 @@ from vr_jax.eval.trace_judging import verdict_reader
 from vr_jax.rewards import judge_prompt, steps
 
 ANSWER, RECALL, PRECISION = "answer", "recall", "precision"
-_MOST = 4000  # characters of an answer, from its end, that the judge gets
-_MOST_REASONING = 12_000  # the same where its steps are judged
+_MOST = 4000  # characters of an answer, from its end, where the final one alone is judged
 _MOST_STEPS = 64  # of a verdict; the judge is told fewer
 _QUOTED = """\
 The {what} stands between two tags whose names begin with `{tag}-`. Whatever it says is to be \
@@ -121,7 +120,7 @@ Judge all steps of the reference in their order. Reply with one JSON object and 
 {{"steps": [{{"number": 1, "kind": "video", "judgement": "matched"}}, …]}}"""
 _PRECISION = f"""\
 You split the solution of a problem about a video into steps, and judge each. You cannot watch the \
-video. You get the problem, the steps of a reference, and a solution.
+video. You get the problem, its answer, the steps of a reference, and a solution.
 
 Split the solution in its own order; add nothing, and leave nothing out. Each step has one \
 conclusion. What is repeated is one step. Give at most 35 steps, the last one with the answer.
@@ -164,7 +163,7 @@ def about_answer(item: benchmark_item.Item, reply: str) -> AnswerQuestion:
   Raises InputError if MLVU has no rubric for the item's task, or the question by which a caption is
   judged is missing.
   """
-  answer = steps.without_thoughts(reply)[-_MOST:]
+  answer = steps.without_thoughts(reply)
   if item.scorer == "rubric":
     return _about_marks(item, answer)
   if item.scorer == "caption_judge":
@@ -174,13 +173,13 @@ def about_answer(item: benchmark_item.Item, reply: str) -> AnswerQuestion:
       _CAPTION,
       _block("Description", answer),
       _part("Question", "\n".join([question, *lines])),
-      reader=functools.partial(_read_letter, letters="".join(choices)),
+      reader=functools.partial(_read_letter, choices=choices),
     )
   return _question(
     _ANSWER,
     _part("Question", item.question),
     _part("Correct answer", item.answer),
-    _block("Student's answer", answer),
+    _block("Student's answer", answer[-_MOST:]),
     reader=judge_prompt.JudgeQuestion(system="", text="").read,
   )
 
@@ -190,17 +189,15 @@ def about_steps(item: benchmark_item.Item, reply: str) -> dict[str, AnswerQuesti
   problem = [item.question, *(f"{x}. {o}" for x, o in zip(item.letters, item.options, strict=True))]
   numbered = [f"{number}. {step.text}" for number, step in enumerate(item.steps, 1)]
   reference = _part("Reference", "\n".join(numbered))
-  solution = _block("Solution", reply[-_MOST_REASONING:])
-  about = _part("Problem", "\n".join(problem))
+  solution = _block("Solution", reply)
+  about = [_part("Problem", "\n".join(problem)), _part("Answer", item.answer), reference]
   recall = functools.partial(
     _read_steps, judgements=("matched", "unmatched"), count=len(item.steps)
   )
   precision = functools.partial(_read_steps, judgements=("matched", "wrong", "redundant"))
   return {
-    RECALL: _question(
-      _RECALL, about, _part("Answer", item.answer), reference, solution, reader=recall
-    ),
-    PRECISION: _question(_PRECISION, about, reference, solution, reader=precision),
+    RECALL: _question(_RECALL, *about, solution, reader=recall),
+    PRECISION: _question(_PRECISION, *about, solution, reader=precision),
   }
 
 
@@ -269,15 +266,23 @@ def _mark(value: Any, *, is_mean: bool) -> float | None:
   return mark if 1 <= mark <= 5 and (is_mean or mark.is_integer()) else None
 
 
-def _read_letter(reply: str, *, letters: str) -> str | None:
-  """The letter of the option in the last line "Answer: …"; "" for none of them."""
+def _read_letter(reply: str, *, choices: Mapping[str, str]) -> str | None:
+  """The letter in the last line "Answer: …", alone or with its option's text; "" for "None"."""
   lines = re.findall(r"^[\W_]*[Aa]nswer[\W_]*?:[\W_]*(.*)$", reply, re.MULTILINE)
   if not lines:
     return None
-  if re.match(r"none\b", lines[-1], re.IGNORECASE):
+  if re.fullmatch(r"none( of (the|these) options| of (the above|them))?", _plain(lines[-1])):
     return ""
-  match = re.match(rf"([{letters}])(?:[\W_]|$)", lines[-1])
-  return match[1] if match and not re.search(r"\b[A-Z][.)]", lines[-1][2:]) else None
+  match = re.fullmatch(r"([A-Z])(?:[\W_]*|[*_]*[.)](.*))", lines[-1])
+  if match is None or match[1] not in choices:
+    return None
+  text = _plain(match[2] or "")
+  return match[1] if text in ("", _plain(choices[match[1]])) else None
+
+
+def _plain(text: str) -> str:
+  """A text without case, and without marks and spaces around it."""
+  return re.sub(r"^[\W_]+|[\W_]+$", "", " ".join(text.split())).casefold()
 
 
 def _read_steps(

@@ -3,9 +3,11 @@
 A verdict is cached by all that it depends on, so an interrupted command goes on. A judge's reply
 without a readable verdict is asked for again, up to `ATTEMPTS` times in all. Then the answer counts
 as unparsed, which is wrong in all protocols, and steps take no part in their means; both are
-counted (`JudgedReplies.unreadable`).
+counted (`JudgedReplies.unreadable`). An answer whose prompt the judge refuses, or can't hold, has
+no score (`JudgedReplies.not_judged`).
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
@@ -26,7 +28,8 @@ from vr_jax.eval.trace_judging import asking, grade_cache, judge_models
 
 ATTEMPTS = 3
 _APPLICATION = 0x76726A61  # "vrja": marks the file as a cache of verdicts on answers
-_REPLY_TOKENS, _LOCAL_TOKENS = 4096, 1024  # of a verdict; steps have up to 35
+_REPLY_TOKENS = 4096  # of a verdict; steps have up to 35
+_SECONDS = 600.0  # for such a reply, which isn't streamed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,14 +51,16 @@ class AnswerJudge:
 class JudgedReplies:
   """What a judge says about replies.
 
-  answers: by item, of those whose answers no rule can score.
+  answers: by item, of those whose answers no rule can score and the judge has judged.
   measures: of reasoning, by item, see `reasoning_steps.measures`.
   unreadable: prompts without a readable verdict.
+  not_judged: prompts that the judge refused or can't hold, by cause.
   """
 
   answers: Mapping[str, scored_answer.ScoredAnswer]
   measures: Mapping[str, Mapping[str, float]]
   unreadable: int
+  not_judged: Mapping[str, int]
 
 
 def endpoint(model: str, *, base_url: str, key_variable: str, cache: Path) -> AnswerJudge:
@@ -65,7 +70,7 @@ def endpoint(model: str, *, base_url: str, key_variable: str, cache: Path) -> An
     base_url=base_url,
     key_variable=key_variable,
     temperature=0.0,
-    limits=model_endpoint.Limits(timeout=60.0, in_flight=16, max_tokens=_REPLY_TOKENS),
+    limits=model_endpoint.Limits(timeout=_SECONDS, in_flight=16, max_tokens=_REPLY_TOKENS),
     max_tokens=0,
   )
   return AnswerJudge(name=model, source=source, attempts=ATTEMPTS, cache=cache)
@@ -73,7 +78,7 @@ def endpoint(model: str, *, base_url: str, key_variable: str, cache: Path) -> An
 
 def local(directory: Path, *, cache: Path) -> AnswerJudge:
   """A model in a directory of weights. Raises InputError if it lacks a config or tokenizer."""
-  source = judge_models.local(directory, reply_tokens=_LOCAL_TOKENS, flag="--judge_model")
+  source = judge_models.local(directory, reply_tokens=_REPLY_TOKENS, flag="--judge_model")
   return AnswerJudge(name=directory.resolve().name, source=source, attempts=1, cache=cache)
 
 
@@ -108,12 +113,15 @@ def grade(
         asked[item.id, name] = question
     elif has_steps(item):
       measures[item.id] = reasoning_steps.FAILED
-  verdicts = _ask(judge, asked)
+  found = _ask(judge, asked)
+  problems = collections.Counter(each.problem for each in found.values() if each.problem)
+  unreadable = problems.pop(asking.UNREADABLE, 0)
   return JudgedReplies(
     answers={
-      item.id: _score(item, verdicts[item.id, judge_questions.ANSWER])
+      item.id: _score(item, answer.grades)
       for item in items
-      if (item.id, judge_questions.ANSWER) in asked
+      if (answer := found.get((item.id, judge_questions.ANSWER))) is not None
+      and answer.problem not in problems
     },
     measures=measures
     | {
@@ -121,7 +129,7 @@ def grade(
         *(
           [
             reasoning_steps.StepVerdict(kind=kind, judgement=judgement)
-            for kind, judgement in verdicts[item.id, name] or ()
+            for kind, judgement in found[item.id, name].grades or ()
           ]
           for name in (judge_questions.RECALL, judge_questions.PRECISION)
         )
@@ -129,14 +137,15 @@ def grade(
       for item in items
       if (item.id, judge_questions.RECALL) in asked
     },
-    unreadable=sum(verdict is None for verdict in verdicts.values()),
+    unreadable=unreadable,
+    not_judged=dict(problems),
   )
 
 
 def _ask(
   judge: AnswerJudge, asked: Mapping[tuple[str, str], judge_questions.AnswerQuestion]
-) -> dict[tuple[str, str], Any | None]:
-  """The verdicts; None where there is no readable one."""
+) -> dict[tuple[str, str], asking.Answer]:
+  """The verdicts, or why there is none."""
   if not asked:
     return {}
   cache = grade_cache.GradeCache(
@@ -155,7 +164,7 @@ def _ask(
       attempts=judge.attempts,
       flags="--judge_",
     )
-  return {key: answer.grades for key, answer in zip(asked, answers, strict=True)}
+  return dict(zip(asked, answers, strict=True))
 
 
 def _score(item: benchmark_item.Item, verdict: Any | None) -> scored_answer.ScoredAnswer:

@@ -35,7 +35,7 @@ class ScoredProtocol:
   questions: that count; failed, unparsed, truncated: of these, without an answer. All score 0.
   missing: files that are not there, one for each question that needs one; these questions don't
     count, and the score is partial.
-  unscored: questions that need a judge, or whose answers were not released.
+  unscored: questions that no judge has judged, or whose answers were not released.
   count_differences: counts of questions that are not as published, "task/Counting: 199 of 200".
   not_asked: questions that have no reply yet; they score 0.
   unshown: questions left out, as they have pictures that the recipe can't show.
@@ -44,7 +44,10 @@ class ScoredProtocol:
   tokens: mean number of sampled tokens of a reply.
   shown: frames and pixels of the videos, as "32 x 448 x 252".
   unjudged: questions whose reasoning has no verdicts, as there is no judge.
+  beside: of `questions`, those that count in `further` values alone; beside_failed: of these.
   unreadable: verdicts of the judge that could not be read.
+  not_judged: prompts that it refused or can't hold, by cause.
+  base_unreadable, base_not_judged: the same of the other policy's replies.
   judge: the model that scored; "" for rules alone.
   """
 
@@ -67,7 +70,12 @@ class ScoredProtocol:
   tokens: float
   shown: str
   unjudged: int = 0
+  beside: int = 0
+  beside_failed: int = 0
   unreadable: int = 0
+  not_judged: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  base_unreadable: int = 0
+  base_not_judged: Mapping[str, int] = dataclasses.field(default_factory=dict)
   judge: str = ""
 
   @property
@@ -76,6 +84,7 @@ class ScoredProtocol:
     return bool(
       self.missing
       or self.unscored
+      or self.not_judged
       or self.not_asked
       or self.unshown
       or self.count_differences
@@ -89,7 +98,7 @@ def score_replies(
   replies: Mapping[str, reply_store.StoredReply],
   judged: judged_answers.JudgedReplies | None = None,
 ) -> list[scored_reply.ScoredReply]:
-  """The final score of each item that a rule or the judge can score; one without a reply failed."""
+  """The final score of each item that a rule or the judge scored; one without a reply failed."""
   scored = []
   for item in items:
     by_judge = judged is not None and judged_answers.needs_judge(item)
@@ -98,11 +107,10 @@ def score_replies(
     stored = replies.get(item.id)
     answer = None
     if stored is not None and not stored.problem:
-      answer = (
-        judged.answers[item.id]
-        if judged is not None and by_judge
-        else answer_rules.score(protocol.rule, stored.reply, item)
-      )
+      if judged is None or not by_judge:
+        answer = answer_rules.score(protocol.rule, stored.reply, item)
+      elif (answer := judged.answers.get(item.id)) is None:
+        continue
     scored.append(
       scored_reply.make(
         item,
@@ -144,18 +152,19 @@ def make(
   judged = None if judge is None else judged_answers.grade(judge, items, replies)
   scored = score_replies(protocol, items, replies, judged)
   if not scored:
-    raise InputError(
-      f"{protocol.name}: none of {len(items)} questions can be scored: they need a judge "
-      "(--judge), or their answers were not released"
-    )
+    why = "they need a judge (--judge), or their answers were not released"
+    if judge is not None and judged is not None and judged.not_judged:
+      why = f"{judge.name}: {', '.join(judged.not_judged)}"
+    raise InputError(f"{protocol.name}: none of {len(items)} questions can be scored: {why}")
   counts = scored_reply.count_statuses(scored)
   values = statistics.estimate(metric, scored)
   published = [name for name in (metric.headline, *metric.further) if name in values]
   said = [replies[item.id] for item in items if item.id in replies and not replies[item.id].problem]
-  changes = {}
+  beside = aggregation.beside_headline(metric, scored)
+  changes, of_base = {}, None
   if base is not None:
-    before = None if judge is None else judged_answers.grade(judge, items, base)
-    changes = statistics.compare(metric, score_replies(protocol, items, base, before), scored)
+    of_base = None if judge is None else judged_answers.grade(judge, items, base)
+    changes = _compare(metric, score_replies(protocol, items, base, of_base), scored)
   return ScoredProtocol(
     protocol=protocol.name,
     headline=published[0],
@@ -178,9 +187,25 @@ def make(
     tokens=sum(each.tokens for each in said) / len(said) if said else math.nan,
     shown=_describe_shown(said),
     unjudged=0 if judge is not None else sum(map(judged_answers.has_steps, items)),
+    beside=len(beside),
+    beside_failed=scored_reply.count_statuses(beside)["failed"],
     unreadable=0 if judged is None else judged.unreadable,
+    not_judged={} if judged is None else judged.not_judged,
+    base_unreadable=0 if of_base is None else of_base.unreadable,
+    base_not_judged={} if of_base is None else of_base.not_judged,
     judge="" if judge is None or not any(map(_is_judged, items)) else judge.name,
   )
+
+
+def _compare(
+  metric: aggregation.BenchmarkMetric,
+  before: Sequence[scored_reply.ScoredReply],
+  after: Sequence[scored_reply.ScoredReply],
+) -> Mapping[str, statistics.MetricChange]:
+  """The changes over the questions that both sides have a score of; none without such."""
+  both = {each.id for each in before} & {each.id for each in after}
+  sides = ([each for each in side if each.id in both] for side in (before, after))
+  return statistics.compare(metric, *sides) if both else {}
 
 
 def _is_judged(item: benchmark_item.Item) -> bool:
@@ -212,9 +237,9 @@ def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
     lines.append(
       (
         _name(row),
-        f"{value.value:.1f}",
+        _number(value.value),
         _interval(value.low, value.high),
-        "" if change is None else f"{change.change:+.1f} ({_interval(change.low, change.high)})",
+        "" if change is None else _change(change),
         f"{p_values[row.protocol]:.3f}" if row.protocol in p_values else "",
         str(row.questions),
         *(str(count) for count in (row.failed, row.unparsed, row.truncated)),
@@ -240,8 +265,7 @@ def further_values(rows: Iterable[ScoredProtocol]) -> list[str]:
     for name in row.further:
       line = f"{row.protocol} {row.split}: {name} {_with_interval(row.values[name])}"
       if name in row.changes:
-        change = row.changes[name]
-        line += f", change {change.change:+.1f} ({_interval(change.low, change.high)})"
+        line += f", change {_change(row.changes[name])}"
       lines.append(line)
   return lines
 
@@ -256,17 +280,18 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
       listed = f"{', '.join(files[:3])}{more}"
       found.append(f"{row.protocol}: {len(row.missing)} questions left out: {listed} missing")
     if row.unscored:
-      found.append(
-        f"{row.protocol}: {row.unscored} questions not scored: no judge (--judge), or no answer"
-      )
+      why = "not judged" if row.judge else "no judge (--judge)"
+      found.append(f"{row.protocol}: {row.unscored} questions not scored: {why}, or no answer")
     if row.unjudged:
       found.append(
         f"{row.protocol}: steps of {row.unjudged} replies not judged: no judge (--judge)"
       )
-    if row.unreadable:
+    found += [f"{row.protocol}: {line}" for line in _judge_notes(row)]
+    if row.beside:
       found.append(
-        f"{row.protocol}: {row.judge} gave no readable verdict to {row.unreadable} prompts; such "
-        "answers count as wrong, such steps are left out"
+        f"{row.protocol}: n counts {row.questions} questions, {row.headline} of them "
+        f"{row.questions - row.beside}; the other {row.beside} ({row.beside_failed} failed) are in "
+        f"{' and '.join(row.further)} alone"
       )
     if row.not_asked:
       found.append(f"{row.protocol}: {row.not_asked} questions not asked yet; they count as wrong")
@@ -282,6 +307,26 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
       first = next(iter(row.count_differences))
       found.append(f"{row.protocol}: not the published set: {first}{more}")
   return found
+
+
+def _judge_notes(row: ScoredProtocol) -> list[str]:
+  """A line for each reason why a prompt has no verdict, of the policy and of the base."""
+  lines = []
+  for of, unreadable, not_judged in (
+    ("", row.unreadable, row.not_judged),
+    (" of --base", row.base_unreadable, row.base_not_judged),
+  ):
+    if unreadable:
+      lines.append(
+        f"{row.judge} gave no readable verdict to {unreadable} prompts{of}; such answers count as "
+        "wrong, such steps are left out"
+      )
+    lines += [
+      f"{row.judge} did not judge {count} prompts{of}: {cause}; such answers are not scored"
+      f"{', nor compared' if row.changes else ''}, such steps are left out"
+      for cause, count in not_judged.items()
+    ]
+  return lines
 
 
 WIDTH = 140  # columns of a terminal, so that no number is cut
@@ -345,7 +390,7 @@ def to_json(rows: Sequence[ScoredProtocol]) -> list[dict[str, Any]]:
         "cells": line,
         "notes": notes([row]),
         "intervals": [
-          (name, f"{value.value:.1f}", _interval(value.low, value.high), value.clusters)
+          (name, _number(value.value), _interval(value.low, value.high), value.clusters)
           for name, value in row.values.items()
         ],
       }
@@ -368,10 +413,17 @@ def _describe_shown(replies: Sequence[reply_store.StoredReply]) -> str:
 
 
 def _with_interval(value: statistics.MetricInterval) -> str:
-  if math.isnan(value.value):
-    return "undefined"
   between = _interval(value.low, value.high)
-  return f"{value.value:.1f} ({between})" if between else f"{value.value:.1f}"
+  return f"{_number(value.value)} ({between})" if between else _number(value.value)
+
+
+def _change(change: statistics.MetricChange) -> str:
+  between = _interval(change.low, change.high)
+  return f"{_number(change.change, '+')} ({between})" if between else _number(change.change, "+")
+
+
+def _number(value: float, sign: str = "") -> str:
+  return "undefined" if math.isnan(value) else f"{value:{sign}.1f}"
 
 
 def _interval(low: float, high: float) -> str:
