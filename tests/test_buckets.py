@@ -8,6 +8,7 @@ import pytest
 
 from tests.train import nano
 from vr_jax import buckets, errors, main
+from vr_jax.eval import stage
 from vr_jax.train import workdir
 
 
@@ -92,6 +93,17 @@ def test_a_run_keeps_addresses_and_each_host_reads_its_own_paths(machine, monkey
     assert json.loads((run / "config.json").read_text())["config"]["data"]["videos"] == (
       "gs://mine/videos"
     )
+
+
+def test_an_evaluation_is_the_same_on_hosts_that_mount_its_bucket_elsewhere(machine):
+  own = machine / "home" / ".cache" / "vr_jax" / "gcs"
+  found = {
+    stage._made_of(nano.config(model__pretrained=f"{root}/qwen"), root / "run/checkpoints/rl", 3)
+    for root in (machine / "gcs" / "mine", own / "mine")
+  }
+  assert len(found) == 1
+  other = nano.config(model__pretrained=f"{own}/others/qwen")
+  assert stage._made_of(other, own / "mine/run/checkpoints/rl", 3) not in found
 
 
 def test_what_gcsfuse_says_is_the_line(machine, monkeypatch, capsys):

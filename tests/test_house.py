@@ -57,7 +57,7 @@ MAY_USE = {
   "train": ALL_ROOMS - {"traces", "eval", "serve"}
   | {"base_config", "config_fields", "optional_sections", "status", "buckets"},
   "traces": ALL_ROOMS - {"eval", "serve"} | {"base_config", "config_fields", "optional_sections"},
-  "eval": ALL_ROOMS - {"serve"},
+  "eval": ALL_ROOMS - {"serve"} | {"buckets"},
   "serve": ALL_ROOMS | {"ask"},
   "main": ALL_ROOMS
   | {"ask", "segment", "judge_traces", "status", "buckets", "recipe_config", "overrides"},

@@ -19,7 +19,7 @@ import ml_collections
 from rich import console as rich_console
 from rich import table as rich_table
 
-from vr_jax import atomic, plain_json
+from vr_jax import atomic, buckets, plain_json
 from vr_jax.data import batches, examples, frame_store
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import (
@@ -86,9 +86,7 @@ def _evaluate(
   """
   step = 0 if where is None else initialization.last_step(context, where)
   path = workdir / "eval" / f"{name}.json"
-  made_of = hashlib.sha256(
-    json.dumps([evaluation_fields(context.config), str(where), step], sort_keys=True).encode()
-  ).hexdigest()
+  made_of = _made_of(context.config, where, step)
   if processes.all_min(int(_is_complete(path, made_of))):
     return
   begun = time.monotonic()
@@ -109,6 +107,12 @@ def _evaluate(
   path.parent.mkdir(parents=True, exist_ok=True)
   atomic.write_json_lines(path.with_suffix(".jsonl"), replies)
   atomic.write_json_lines(path, [{**about, **measured}])
+
+
+def _made_of(config: ml_collections.ConfigDict, where: Path | None, step: int | None) -> str:
+  """A hash of what an evaluation depends on; the same on hosts that mount buckets elsewhere."""
+  about = json.dumps([evaluation_fields(config), str(where), step], sort_keys=True)
+  return hashlib.sha256(buckets.as_addresses(about).encode()).hexdigest()
 
 
 def evaluation_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -23,6 +23,18 @@ def test_replies_of_all_processes_come_back(store):
   assert store.read() == {"1": ONE, "2": TWO}
 
 
+def test_hosts_that_mount_a_bucket_elsewhere_go_on(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  own = tmp_path / ".cache" / "vr_jax" / "gcs" / "mine"
+  store = reply_store.ReplyStore(directory=tmp_path / "replies")
+  for root in (own, "/gcs/mine", "gs://mine"):
+    about = {"policy": f"{root}/runs/a, rl step 3", "config": {"model.pretrained": f"{root}/qwen"}}
+    store.begin(about)
+  assert store.about()["policy"] == "gs://mine/runs/a, rl step 3"
+  with pytest.raises(InputError, match="has replies with config="):
+    store.begin(about | {"config": {"model.pretrained": "/gcs/others/qwen"}})
+
+
 def test_a_line_that_a_kill_has_cut_is_asked_again(store):
   with store.writer(0) as writer:
     writer.add([ONE, TWO])

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vr_jax import atomic, plain_json
+from vr_jax import atomic, buckets, plain_json
 from vr_jax.errors import InputError
 
 
@@ -52,14 +52,15 @@ class ReplyStore:
   def begin(self, about: Mapping[str, Any]) -> None:
     """Starts the store, or goes on with it.
 
-    about: what replies depend on, as JSON. Only one process may call this.
+    about: what replies depend on, as JSON. Only one process may call this. Paths in buckets are
+      the same on hosts that mount these elsewhere.
 
     Raises InputError if the directory has replies of something else; names the first difference.
     """
     path = self.directory / "about.json"
-    wanted = json.loads(json.dumps(about))
+    wanted = _with_addresses(about)
     if path.is_file():
-      found = _read_json(path)
+      found = _with_addresses(_read_json(path))
       different = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
       if different:
         name = different[0]
@@ -139,6 +140,10 @@ def _read_json(path: Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise InputError(f"{path}: is damaged; remove its directory and ask again")
   return value
+
+
+def _with_addresses(about: Mapping[str, Any]) -> dict[str, Any]:
+  return json.loads(buckets.as_addresses(json.dumps(about)))
 
 
 def _short(value: Any) -> str:
