@@ -51,7 +51,7 @@ MAY_USE = {
   "parallel": frozenset(),
   "rl": frozenset(),
   "base_config": frozenset({"config_fields", "optional_sections"}),
-  "data": frozenset({"worlds"}),
+  "data": frozenset({"worlds", "buckets"}),
   "envs": frozenset({"rewards", "worlds"}),
   "rollout": frozenset({"models", "envs", "parallel", "optional_sections"}),
   "train": ALL_ROOMS - {"traces", "eval", "serve"}

@@ -2,6 +2,7 @@
 
 from concurrent import futures
 import dataclasses
+import json
 import threading
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from tests.traces import trace_runs
 from tests.train import nano
-from vr_jax import atomic, errors, records
+from vr_jax import atomic, buckets, errors, records
 from vr_jax.data import annotations, frame_store, trace_store
 from vr_jax.envs import videop2r
 from vr_jax.rollout import sampler
@@ -262,6 +263,19 @@ def test_a_kill_while_the_directory_is_claimed_leaves_one_that_is_claimed_again(
   chunk = trace_store.TraceChunk(split="train", number=0, indices=())
   trace_store.write_chunk(output, chunk, [])
   assert not trace_store.open_chunks(output, [chunk])
+
+
+def test_what_traces_depend_on_is_the_same_wherever_a_bucket_is_mounted(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.setattr(buckets, "MOUNTS", tmp_path / "gcs")
+  output = tmp_path / "traces"
+  for root in (tmp_path / "gcs", tmp_path / "home" / ".cache" / "vr_jax" / "gcs"):
+    about = {"model": {"pretrained": f"{root}/mine/weights"}}
+    trace_store.claim(output, about)
+  (output / "about.json").write_text(json.dumps(about))  # as it was written before
+  trace_store.claim(output, {"model": {"pretrained": "gs://mine/weights"}})
+  with pytest.raises(errors.InputError, match="another model"):
+    trace_store.claim(output, {"model": {"pretrained": "gs://other/weights"}})
 
 
 def test_a_tokenizer_that_the_data_stage_did_not_make_is_named(data, tmp_path, monkeypatch):

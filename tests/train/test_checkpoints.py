@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.train import checkpoints as checkpoints_lib
 
 ARCHITECTURE = {"text.hidden_size": 32, "text.mrope_section": (2, 1, 1)}
@@ -207,6 +207,40 @@ def test_a_reader_uses_the_checkpoint_before_a_damaged_one_says_so_once_and_rena
   name = path.relative_to(saved / "4")
   assert lines == [f"{saved}/4: {name} is damaged: its checksum differs; the one before is used"]
   assert sorted(path.name for path in saved.iterdir()) == ["2", "4"]
+
+
+def test_a_reader_takes_the_checkpoint_that_a_loop_made_in_place_of_a_damaged_one(saved):
+  _flip(max(_files(saved / "4" / "state"), key=lambda path: path.stat().st_size))
+  known = {}
+  for expected in (2, 4):
+    reader = _open(saved)
+    reader.pass_over_damaged(known)
+    assert reader.latest() == expected
+    _assert_equal(reader.restore(_tree()).tree, _tree(expected))
+    reader.close()
+    loop = _open(saved)
+    loop.set_damaged_aside()
+    loop.save(4 if expected == 2 else 6, _tree(4), {})
+    loop.close()
+
+
+def test_a_reader_says_once_that_a_kill_left_a_checkpoint_on_the_way_to_its_name(saved, capsys):
+  mark = saved / f"4{atomic.MOVING}"
+  mark.write_text("4.orbax-checkpoint-tmp")
+  known = {}
+  for _ in range(2):
+    store = _open(saved)
+    store.pass_over_damaged(known)
+    assert store.restore(_tree()).step == 2
+    store.close()
+  (line,) = capsys.readouterr().err.strip().splitlines()
+  assert line.startswith(f"{saved}/4: is not whole: ") and line.endswith("the one before is used")
+  mark.unlink()
+  store = _open(saved)
+  store.pass_over_damaged(known)
+  assert store.restore(_tree()).step == 4
+  store.close()
+  assert not capsys.readouterr().err
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_renamed(saved):

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.train import counting, nano
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.envs import metric, registry
 from vr_jax.train import (
   config_checks,
@@ -157,6 +157,19 @@ def test_only_a_better_value_takes_the_place_of_the_best(context, tmp_path, caps
   assert "is 0.75, of step 2" in capsys.readouterr().out
   # A stage that begins anew knows no earlier best.
   assert _offer(context, tmp_path, [0.125]) == 1
+
+
+def test_a_best_checkpoint_that_a_kill_left_on_the_way_to_its_name_gets_it(context, tmp_path):
+  assert _offer(context, tmp_path, [0.25, 0.5]) == 2
+  whole = held_out.directory_of(tmp_path) / "2"
+  partial = whole.with_name("2.orbax-checkpoint-tmp")
+  partial.mkdir()
+  (whole / "loop").rename(partial / "loop")
+  whole.with_name(f"2{atomic.MOVING}").write_text(partial.name)
+  assert _offer(context, tmp_path, [0.375], first_step=2) == 2
+  assert (whole / "loop").is_dir()
+  whole.with_name(f"2{atomic.MOVING}").write_text(partial.name)
+  assert _offer(context, tmp_path, [0.75], first_step=2) == 2
 
 
 def test_where_the_metric_declares_it_lower_is_better(context, tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tests.train import nano
-from vr_jax import errors
+from vr_jax import buckets, errors
 from vr_jax.train import checkpoints as checkpoints_lib
 from vr_jax.train import initialization, metrics, rl_loop, run_context, sft_loop
 from vr_jax.train import train_state as train_state_lib
@@ -69,6 +69,24 @@ def test_a_warm_start_from_elsewhere_may_end_at_any_step(context, tmp_path):
   config.rl.init_checkpoint = str(tmp_path / "sft")
   made = dataclasses.replace(context, config=config)
   assert initialization.describe_start(made, tmp_path) == {"path": str(tmp_path / "sft"), "step": 2}
+
+
+def test_a_start_in_a_bucket_is_the_same_wherever_it_is_mounted(context, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.setattr(buckets, "MOUNTS", tmp_path / "gcs")
+  found = []
+  for root in (tmp_path / "gcs", tmp_path / "home" / ".cache" / "vr_jax" / "gcs"):
+    directory = root / "mine" / "sft"
+    _save(context, directory, 2, {"params": initialization.fresh_params(context)}, {})
+    config = context.config.copy_and_resolve_references()
+    config.rl.init_checkpoint = str(directory)
+    made = dataclasses.replace(context, config=config)
+    found.append(initialization.describe_start(made, tmp_path))
+    older = {"path": str(directory), "step": 2}  # as runs saved it before
+    rl_loop.check_origin(tmp_path, older, found[0])
+  assert found == [{"path": "gs://mine/sft", "step": 2}] * 2
+  with pytest.raises(errors.InputError, match="the start is now"):
+    rl_loop.check_origin(tmp_path, {"path": "gs://other/sft", "step": 2}, found[0])
 
 
 def test_a_run_does_not_go_on_from_another_start_than_it_began_with(context, tmp_path):

@@ -23,7 +23,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from vr_jax import atomic, plain_json, records
+from vr_jax import atomic, buckets, plain_json, records
 from vr_jax.data import examples, frame_store, ingest
 from vr_jax.errors import InputError
 
@@ -78,9 +78,10 @@ def claim(
   Raises:
     InputError: the directory holds traces that depend on something else, or other files.
   """
-  path, wanted = output / _ABOUT, json.loads(json.dumps(about))
+  # Hosts may have their mounts of buckets in different places.
+  path, wanted = output / _ABOUT, json.loads(buckets.as_addresses(json.dumps(about)))
   if path.is_file():
-    written = _read_json(path)
+    written = json.loads(buckets.as_addresses(json.dumps(_read_json(path))))
     differ = sorted(key for key in {*written, *wanted} if written.get(key) != wanted.get(key))
     if differ:
       raise InputError(

@@ -37,6 +37,7 @@ _GO_BACK = "delete it to go back to the one before"
 # hangs, the watch ends (health.py).
 _LONGEST_WRITE = 604_800
 _ASIDE = ".damaged"  # suffix of a checkpoint that was set aside
+_MOVING = "is not whole: its run gives it its name, or does when it is started again"
 # What Orbax raises.
 _UNREADABLE = (ValueError, KeyError, OSError, TypeError, AttributeError, OverflowError)
 
@@ -164,12 +165,11 @@ class Checkpoints:
     """Renames the last checkpoints whose files are damaged, so that the one before is the last.
 
     All processes call it together, before they ask for the last step. It prints a line for each.
-    A checkpoint that a kill left on the way to its name gets it first.
+    Calls `finish_moves` first.
 
     Raises InputError if all are damaged: whether to begin anew is the user's choice.
     """
-    processes.first_alone(f"{self._directory}: moves", self._finish_moves)
-    self._manager.reload()
+    self.finish_moves()
     damaged = self._damaged_last()
     for step, damage in damaged.items():
       path = self._path(step)
@@ -179,20 +179,42 @@ class Checkpoints:
     if damaged:
       self._manager.reload()
 
+  def finish_moves(self) -> None:
+    """Gives a checkpoint its name that a kill left on the way to it.
+
+    All processes of a training loop call it together, before they ask for the last step.
+    """
+    processes.first_alone(f"{self._directory}: moves", self._finish_moves)
+    self._manager.reload()
+
   def pass_over_damaged(self, known: dict[int, str]) -> None:
     """Makes the last checkpoint that is not damaged the last one; for readers, who rename nothing.
 
-    All processes call it together. It prints a line for each that is not in `known`.
+    All processes call it together. It prints a line for each that is damaged, or not whole, and not
+    in `known`.
 
-    known: damage by step, found earlier; it is kept up to date.
+    known: damage by step, found earlier; it is kept up to date. Damaged checkpoints are compared
+      again, as a loop may have replaced them.
 
     Raises InputError if all are damaged.
     """
-    noted, self._damage = set(known), known
-    for step, damage in self._damaged_last().items():
-      self._passed.add(step)
-      if step not in noted:
+    noted, self._damage = dict(known), known
+    for step in [step for step, damage in noted.items() if damage]:
+      del known[step]
+    damaged = self._damaged_last()
+    self._passed |= damaged.keys()
+    if (last := self.latest()) is not None:
+      damaged |= dict.fromkeys((step for step in self._moving() if step > last), _MOVING)
+    self._passed |= damaged.keys()
+    known |= damaged
+    for step, damage in damaged.items():
+      if noted.get(step) != damage:
         console.print_note(f"{self._path(step)}: {damage}; the one before is used")
+
+  def _moving(self) -> list[int]:
+    """The steps of checkpoints on the way to their names."""
+    names = [mark.stem for mark in self._directory.glob(f"*{atomic.MOVING}")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def _damaged_last(self) -> dict[int, str]:
     """The damage of the last checkpoints, the last one first, up to one without.

@@ -133,6 +133,7 @@ class BestCheckpoint:
     if first_step == 1:
       processes.first_alone("best", lambda: shutil.rmtree(directory, ignore_errors=True))
     self._store = initialization.open_checkpoints(context, directory, keep=1)
+    self._store.finish_moves()
     step = self._store.latest()
     self._record: dict[str, Any] | None = None if step is None else self._store.loop(step)
 

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import PyTree
 import ml_collections
 
-from vr_jax import errors
+from vr_jax import buckets, errors
 from vr_jax.models.common import checkpoint as pretrained
 from vr_jax.models.common import lora, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
@@ -135,12 +135,16 @@ def find_start(net: model_setup.ModelSetup, workdir: Path) -> Path | None:
 
 
 def describe_start(net: model_setup.ModelSetup, workdir: Path) -> dict[str, Any]:
-  """The "path" and "step" that RL starts from, for its checkpoints. Fresh parameters: "" and 0."""
+  """The "path" and "step" that RL starts from, for its checkpoints. Fresh parameters: "" and 0.
+
+  A path in a mounted bucket is its address, as another host may have its mounts elsewhere.
+  """
   directory = find_start(net, workdir)
   if directory is None:
     return {"path": "", "step": 0}
   # The path of the own warm start is relative: a workdir may be moved.
-  path = net.config.rl.init_checkpoint or directory.relative_to(workdir).as_posix()
+  path = buckets.as_addresses(net.config.rl.init_checkpoint)
+  path = path or directory.relative_to(workdir).as_posix()
   return {"path": path, "step": last_step(net, directory)}
 
 

@@ -103,17 +103,9 @@ class ModelSetup:
 
   @functools.cached_property
   def layout(self) -> mesh_lib.MeshLayout:
-    """How arrays of training lie on the mesh, and those of decoding.
-
-    Raises InputError for slots that are refilled in the layout tensor, which does not work yet.
-    """
-    rl = self.config.rl
-    if rl.decode_slots and rl.decode_layout == "tensor":
-      raise errors.InputError(
-        "config.rl.decode_layout=tensor: not with rl.decode_slots; set it to 0"
-      )
+    """How arrays of training lie on the mesh, and those of decoding."""
     plain = nnx.eval_shape(lambda: self._make_model(mesh_lib.MeshLayout(self.mesh)))
-    return decoding_layout.make(self.mesh, rl.decode_layout, nnx.split(plain)[1])
+    return decoding_layout.make(self.mesh, self.config.rl.decode_layout, nnx.split(plain)[1])
 
   @functools.cached_property
   def abstract_params(self) -> PyTree:

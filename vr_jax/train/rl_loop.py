@@ -11,13 +11,14 @@ stale; truncated importance sampling (rl.tis_cap) corrects for that.
 """
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 
-from vr_jax import errors
+from vr_jax import buckets, errors
 from vr_jax.parallel import preemption
 from vr_jax.train import (
   console,
@@ -64,7 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if store.latest() is not None:
     like = learner.checkpoint_tree()
     restored = copies.newest(like) or store.restore(like)
-    _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), origin)
+    check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), origin)
     last_step, iterator_state = restored.step, restored.loop["iterator"]
     num_tokens = restored.loop.get("num_tokens", 0)  # older checkpoints lack it
     learner.restore(restored.tree)
@@ -155,8 +156,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   learning_signal.print_summary(workdir, rl.advantage_estimator)
 
 
-def _check_origin(directory: Path, saved: dict[str, Any] | None, current: dict[str, Any]) -> None:
+def check_origin(directory: Path, saved: dict[str, Any] | None, current: dict[str, Any]) -> None:
   """Raises InputError if the run would resume with a reference other than its first one."""
+  saved = json.loads(buckets.as_addresses(json.dumps(saved)))  # of older runs it has the mount
   if saved != current:
     raise errors.InputError(
       f"{directory}: trained from {saved}, but the start is now {current}; "
