@@ -104,6 +104,8 @@ class SlicePlan:
   """The analyses of a config's programs on a slice.
 
   model: that was compiled; shallower than the config's where a plan keeps few layers.
+  layers: text layers that were compiled, and those of the config's model.
+  left_out: names of the step's programs that were not compiled.
   """
 
   config: ml_collections.ConfigDict
@@ -112,10 +114,17 @@ class SlicePlan:
   mesh: dict[str, int]
   step_shapes: step_shapes.StepShapes
   analyses: Sequence[Analysis]
+  layers: tuple[int, int] = (0, 0)
+  left_out: Sequence[str] = ()
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether all layers and all programs were compiled: else there is no total of a step."""
+    return self.layers[0] == self.layers[1] and not self.left_out
 
   @property
   def fits(self) -> bool:
-    """Whether every program has room."""
+    """Whether every program that was compiled has room."""
     return all(analysis.fits for analysis in self.analyses)
 
   @property
@@ -149,7 +158,7 @@ def analyse(
   options: of the compiler; None: those of a run on the slice's chips.
   layers: of the text model that are kept; 0: all.
   blame: as in `examine`.
-  Raises InputError where the config does not work on the slice.
+  Raises InputError where the config does not work on the slice, or its step has no such program.
   """
   if config.model.dtype not in where.chip.dtypes:
     raise errors.InputError(
@@ -157,17 +166,17 @@ def analyse(
       f"one of {', '.join(where.chip.dtypes)}"
     )
   mesh = mesh_lib.make_mesh(config.mesh, where.devices)
-  model = model_setup.model_of(config)
-  if layers:
-    model = _shallow(model, layers)
+  every_layer = model_setup.model_of(config)
+  model = _shallow(every_layer, layers) if layers else every_layer
   shapes = step_shapes.make_step_shapes(config, model)
   if options is None:
     options = compiler_options.options_for(where.devices[0].device_kind, config.compiler_options)
   analyses = []
   every = programs.programs_of_step(config, model, mesh, shapes)
+  known = [program.name for program in every]
+  if unknown := [name for name in names if name not in known]:
+    raise errors.InputError(f"--programs={unknown[0]}: one of {', '.join(known)}")
   chosen = [program for program in every if not names or program.name in names]
-  if not chosen:
-    raise errors.InputError(f"--programs: one of {', '.join(program.name for program in every)}")
   expected = expected_time.ExpectedTime([program.name for program in chosen])
   for program in chosen:
     progress(f"compiling {program.name} for {where.name} ({expected})")
@@ -181,7 +190,13 @@ def analyse(
     mesh=dict(mesh.shape),
     step_shapes=shapes,
     analyses=analyses,
+    layers=(_depth(model), _depth(every_layer)),
+    left_out=[name for name in known if names and name not in names],
   )
+
+
+def _depth(model: Any) -> int:
+  return model.text.num_hidden_layers
 
 
 def _shallow(model: Any, layers: int) -> Any:

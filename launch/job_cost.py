@@ -59,6 +59,10 @@ def _planned(
       f"--plan={options.plan}: is for {plan['chips']} chips ({plan['topology']}), "
       f"{slice_.name} has {slice_.chips}"
     )
+  if plan["fits"] is None:
+    raise errors.InputError(
+      f"--plan={options.plan}: is of a part of the step; plan without --layers and --programs"
+    )
   if not plan["fits"]:
     raise errors.InputError(f"--plan={options.plan}: says that the job does not fit this slice")
   steps = options.steps

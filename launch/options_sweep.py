@@ -38,6 +38,7 @@ class Outcome:
   peak: of memory, over all programs.
   compiling: seconds on this machine.
   fits: whether every program has room, and the compiler takes the options.
+  refused: whether it does not take them.
   """
 
   name: str
@@ -50,6 +51,7 @@ class Outcome:
   peak: float
   compiling: float
   fits: bool
+  refused: bool = False
 
   @property
   def longest(self) -> float:
@@ -116,6 +118,7 @@ def _refused(name: str, options: Mapping[str, str], compiling: float) -> Outcome
   fields = [field.name for field in dataclasses.fields(Outcome)]
   nothing: dict[str, Any] = dict.fromkeys(fields, 0.0)
   named = {"name": name, "options": options, "compiling": compiling, "fits": False}
+  named["refused"] = True
   return Outcome(**{**nothing, **named})
 
 
@@ -143,7 +146,8 @@ def as_text(outcomes: Sequence[Outcome]) -> str:
 
 def _row(one: Outcome) -> str:
   if not one.fits:
-    return f"| {one.name}, no room | | | | | | | {one.compiling:.0f} |"
+    why = "refused" if one.refused else "no room"
+    return f"| {one.name}, {why} | | | | | | | {one.compiling:.0f} |"
   numbers = (f"{x:.3f}" for x in (one.seconds, one.schedule, one.network))
   sizes = (f"{x / chips.GIGA:.1f}" for x in (one.bytes, one.links, one.peak))
   cells = (one.name, *numbers, *sizes, f"{one.compiling:.0f}")

@@ -6,10 +6,10 @@
 Prints for each program its bytes on a chip, its FLOPs, the bytes that it moves in memory and
 between chips, and its time by the roofline. --sweep searches for the fastest mesh and the largest
 load that fit. --options-sweep compares compiler options. --layers=2 compiles a shallow model,
---programs="rollout,train step" these alone. With --quick the compiler takes about half as long;
-memory and seconds are then upper bounds (docs/pods.md). The programs are those of an RL step
-(launch/programs.py); the compiler is that of TPUs (libtpu). Exit codes: 0 fits; 1 does not; 2 bad
-input.
+--programs="rollout,train step" these alone: then there is no total of a step. With --quick the
+compiler takes about half as long; memory and seconds are then upper bounds (docs/pods.md). The
+programs are those of an RL step (launch/programs.py); the compiler is that of TPUs (libtpu). Exit
+codes: 0 fits, or what was compiled of it does; 1 does not; 2 bad input.
 """
 
 import argparse

@@ -12,7 +12,10 @@ _LOAD = ("prompts", "group", "time", "prefix", "frames", "patches", "microbatche
 
 
 def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
-  """All numbers: bytes, FLOPs and seconds of one device; model_flops of all devices together."""
+  """All numbers: bytes, FLOPs and seconds of one device; model_flops of all devices together.
+
+  fits: null where what was compiled has room, but is not all of the step; then step is null, too.
+  """
   return {
     "topology": plan.slice.name,
     "quick": topology.is_quick(),
@@ -24,7 +27,10 @@ def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
     "mesh": plan.mesh,
     "load": _load(plan),
     "programs": [_program(plan, one) for one in plan.analyses],
-    "fits": plan.fits,
+    "layers": plan.layers[0],
+    "all_layers": plan.layers[1],
+    "not_compiled": list(plan.left_out),
+    "fits": None if plan.fits and not plan.is_whole else plan.fits,
     "step": {
       "seconds": plan.seconds,
       "chip_hours": plan.chip_hours,
@@ -32,7 +38,7 @@ def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
       "network": plan.seconds_of("network"),
       "dcn": plan.seconds_of("dcn"),
     }
-    if plan.fits
+    if plan.fits and plan.is_whole
     else None,
     "left_out": LEFT_OUT,
   }
@@ -97,6 +103,7 @@ def as_text(plan: analysis.SlicePlan) -> str:
     f"{plan.slice.name}: {_slices(plan)}{plan.slice.chips} chips, {len(plan.slice.devices)} "
     f"devices of {chip.name}; mesh {mesh}",
     f"one RL step: {step_shapes}",
+    *([] if plan.is_whole else [f"compiled: {_part_of_step(plan)}"]),
     "",
     f"GiB on each device, of {chip.memory / chips.GIB:.2f} that a program may use",
     _row("program", "arguments", "temporaries", "output", "held", "peak", "fits", widths=_MEMORY),
@@ -119,6 +126,15 @@ _TIME_OF_SLICES = (*_TIME[:6], 9, *_TIME[6:9], 9, *_TIME[9:])
 
 def _slices(plan: analysis.SlicePlan) -> str:
   return f"{plan.slice.count} slices, " if plan.slice.count > 1 else ""
+
+
+def _part_of_step(plan: analysis.SlicePlan) -> str:
+  """Which layers and programs were compiled."""
+  compiled, every = plan.layers
+  parts = [f"{compiled} of {every} text layers"] if compiled != every else []
+  names = ", ".join(one.name for one in plan.analyses)
+  without = f" without {', '.join(plan.left_out)}" if plan.left_out else ""
+  return f"{', '.join([*parts, names])}{without}"
 
 
 def _row(*cells: str, widths: tuple[int, ...]) -> str:
@@ -186,6 +202,13 @@ def _verdict(plan: analysis.SlicePlan) -> list[str]:
   if not plan.fits:
     return [
       *(f"does not fit: {explain(plan, one)}" for one in plan.analyses if not one.fits),
+      *advice,
+    ]
+  if not plan.is_whole:
+    return [
+      f"has room: {_part_of_step(plan)}; this is not all of an RL step, so there is no total, and "
+      "whether the step fits is not known",
+      LEFT_OUT,
       *advice,
     ]
   lines = [f"fits; {plan.seconds:.2f} s and {plan.chip_hours:.3f} chip-hours an RL step at best"]

@@ -17,6 +17,7 @@ def machine(tmp_path, monkeypatch):
   """A machine without mounts. `gcsfuse` counts its calls and marks the directory as a mount."""
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
   monkeypatch.setattr(buckets, "MOUNTS", tmp_path / "gcs")
+  monkeypatch.setattr(buckets, "_FAILURES", {})
   monkeypatch.setattr(os.path, "ismount", lambda path: Path(path, ".mounted").exists())
   return tmp_path
 
@@ -112,6 +113,24 @@ def test_what_gcsfuse_says_is_the_line(machine, monkeypatch, capsys):
     buckets.mounted(["--workdir=gs://mine/run"])
   assert main.cli(["vr-jax", "status", "gs://mine/run"]) == 2
   assert "vr-jax: gs://mine/run: gs://mine can't be mounted" in capsys.readouterr().err
+
+
+def test_a_bucket_that_fails_is_tried_once_and_where_it_is_needed_the_reason_is_told(
+  machine, monkeypatch, capsys
+):
+  calls, videos = machine / "calls", machine / "gcs" / "mine" / "videos"
+  install(machine, monkeypatch, f"echo >> {calls}; echo 'bucket mine: 403 forbidden' >&2; exit 1")
+  run = machine / "run"
+  changes = {"data__videos": str(videos), "data__annotations": f"{videos.parent}/a.jsonl"}
+  workdir.claim(run, nano.config(**changes), "data")
+  capsys.readouterr()
+  assert main.cli(["vr-jax", f"--workdir={run}", "--mode=data"]) == 2
+  (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+  assert str(videos.parent) in line
+  assert line.endswith("(gs://mine can't be mounted: bucket mine: 403 forbidden)")
+  assert calls.read_text().count("\n") == 1
+  other = f"{videos.parent}-2/a: no such file"
+  assert buckets.explained(other) == other
 
 
 def test_without_gcsfuse_the_line_says_what_to_install(machine, monkeypatch):

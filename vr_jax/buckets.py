@@ -23,6 +23,7 @@ MOUNTS = Path("/gcs")  # where machines have their buckets
 _ADDRESS = re.compile(r"""(?:^|(?<=['"=]))gs://([a-z0-9][-._a-z0-9]*)(?=/|['"]|$)""")
 _SECONDS = 60  # in which gcsfuse has to be done
 # Directories without an object of their own are seen, and so is what other hosts write.
+_FAILURES: dict[str, str] = {}  # why buckets could not be mounted: this process tries once
 _OPTIONS = ("--implicit-dirs", "--metadata-cache-ttl-secs=0")
 
 
@@ -41,7 +42,8 @@ def _mounted(word: str) -> str:
 def as_paths(value: Any) -> Any:
   """JSON with paths of this host for gs:// addresses.
 
-  A bucket that can't be mounted gets the path that it has on a pod: perhaps it isn't needed.
+  A bucket that can't be mounted gets the path that it has on a pod: perhaps it isn't needed. If it
+  is, `explained` adds the reason to the error.
   """
   if isinstance(value, dict):
     return {name: as_paths(each) for name, each in value.items()}
@@ -55,6 +57,14 @@ def as_paths(value: Any) -> Any:
     return _ADDRESS.sub(rf"{MOUNTS}/\1", value)
 
 
+def explained(error: str) -> str:
+  """An error with the reason why a bucket that it names could not be mounted, if that is known."""
+  for bucket, reason in _FAILURES.items():
+    if re.search(rf"{re.escape(str(MOUNTS / bucket))}(?![-._a-z0-9])", error):
+      error += f" ({reason})" if reason not in error else ""
+  return error
+
+
 def as_addresses(text: str) -> str:
   """A text with gs:// addresses for paths in mounted buckets, which differ between hosts."""
   roots = "|".join(re.escape(str(root)) for root in (MOUNTS, _own_mounts()))
@@ -66,23 +76,29 @@ def _own_mounts() -> Path:
 
 
 def _find_mount(bucket: str, word: str) -> Path:
-  """Where a bucket is mounted; mounts it if it is nowhere. word: that names it."""
+  """Where a bucket is mounted; mounts it if it is nowhere. word: that names it.
+
+  Raises InputError if it can't be mounted, also the next time.
+  """
   shared, own = MOUNTS / bucket, _own_mounts() / bucket
   for place in (shared, own):
     if os.path.ismount(place):
       return place
-  if not shutil.which("gcsfuse"):
-    raise errors.InputError(
-      f"{word}: needs the bucket as a directory: install gcsfuse (Cloud Storage FUSE), or mount "
-      f"gs://{bucket} at {shared}"
-    )
-  with _locked(own.with_name(f"{bucket}.lock")):
-    if not os.path.ismount(own):
-      _mount(bucket, own, word)
-  return own
+  if bucket not in _FAILURES:
+    if not shutil.which("gcsfuse"):
+      _FAILURES[bucket] = (
+        "needs the bucket as a directory: install gcsfuse (Cloud Storage FUSE), or mount "
+        f"gs://{bucket} at {shared}"
+      )
+    else:
+      with _locked(own.with_name(f"{bucket}.lock")):
+        if os.path.ismount(own) or _mount(bucket, own):
+          return own
+  raise errors.InputError(f"{word}: {_FAILURES[bucket]}")
 
 
-def _mount(bucket: str, directory: Path, word: str) -> None:
+def _mount(bucket: str, directory: Path) -> bool:
+  """Mounts a bucket; returns whether it is mounted, and notes why it is not."""
   directory.mkdir(parents=True, exist_ok=True)
   try:
     done = subprocess.run(
@@ -95,10 +111,12 @@ def _mount(bucket: str, directory: Path, word: str) -> None:
     said = (done.stdout + done.stderr).strip().splitlines()
   except subprocess.TimeoutExpired:
     said = [f"gcsfuse was not done within {_SECONDS} s"]
-  if not os.path.ismount(directory):
-    raise errors.InputError(
-      f"{word}: gs://{bucket} can't be mounted: {said[-1] if said else 'gcsfuse says nothing'}"
-    )
+  if os.path.ismount(directory):
+    return True
+  _FAILURES[bucket] = (
+    f"gs://{bucket} can't be mounted: {said[-1] if said else 'gcsfuse says nothing'}"
+  )
+  return False
 
 
 @contextlib.contextmanager

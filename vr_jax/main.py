@@ -161,7 +161,7 @@ def _run_command(words: Sequence[str]) -> int:
       return check(words)
     return _run_in_cluster(words)
   except errors.InputError as error:
-    print(errors.printable(f"vr-jax: {error}"), file=sys.stderr)
+    print(errors.printable(f"vr-jax: {buckets.explained(str(error))}"), file=sys.stderr)
     return 2
   except errors.Diverged as error:
     print(errors.printable(f"vr-jax: {error}"), file=sys.stderr)
@@ -169,7 +169,8 @@ def _run_command(words: Sequence[str]) -> int:
   except OSError as error:
     # A full disk or a missing permission: the file and the reason are all that helps.
     where = f"{error.filename}: " if error.filename else ""
-    print(errors.printable(f"vr-jax: {where}{error.strerror or error}"), file=sys.stderr)
+    line = buckets.explained(f"vr-jax: {where}{error.strerror or error}")
+    print(errors.printable(line), file=sys.stderr)
     return 2
 
 

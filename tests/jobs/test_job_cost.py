@@ -66,6 +66,10 @@ def test_without_an_override_the_steps_are_the_recipes(tmp_path, monkeypatch, ca
       "--plan=tight.json: says that the job does not fit this slice",
     ),
     (
+      ["--plan=part.json", "--price_per_chip_hour=1"],
+      "--plan=part.json: is of a part of the step; plan without --layers and --programs",
+    ),
+    (
       ["--plan=job.toml", "--price_per_chip_hour=1"],
       "--plan=job.toml: is not what launch/plan.py --json prints (without --sweep)",
     ),
@@ -79,6 +83,7 @@ def test_without_an_override_the_steps_are_the_recipes(tmp_path, monkeypatch, ca
 def test_what_can_not_be_multiplied_is_one_line(job_toml, tmp_path, capsys, flags, line):
   (tmp_path / "plan.json").write_text(json.dumps(PLAN))
   (tmp_path / "tight.json").write_text(json.dumps(PLAN | {"fits": False, "step": None}))
+  (tmp_path / "part.json").write_text(json.dumps(PLAN | {"fits": None, "step": None}))
   (tmp_path / "sweep.json").write_text(json.dumps({"best": None}))
   assert tpu_vm.main(["cost", job_toml, *flags]) == 2
   error = capsys.readouterr().err

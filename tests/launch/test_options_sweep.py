@@ -47,6 +47,8 @@ def test_the_table_gives_no_numbers_of_what_has_no_room():
   assert "| x, no room | | | | | | | 9 |" in text
   assert "fastest by the longer of roofline and schedule: none" in text
   assert text.endswith(report.LEFT_OUT)
+  refused = options_sweep._refused("y", {}, 2.0)
+  assert "| y, refused | | | | | | | 2 |" in options_sweep.as_text([refused])
   assert "none fits" in options_sweep.as_text([outcome("x", 0.1, 0.1, fits=False)])
 
 
@@ -70,7 +72,9 @@ def test_candidates_compile_alike_and_one_that_the_compiler_refuses_does_not_cou
   assert none.bytes > 0
   assert none.peak > 0
   assert unknown.schedule == 0
-  assert options_sweep.fastest(found) in (none, vmem)
+  best = options_sweep.fastest(found)
+  assert best is not None and best.longest == min(none.longest, vmem.longest) > 0
+  assert [one.refused for one in found] == [False, True, False]
   assert [one["name"] for one in json.loads(json.dumps(options_sweep.as_json(found)))] == [*chosen]
   with pytest.raises(errors.InputError, match=PROGRAM):
     options_sweep.compare(

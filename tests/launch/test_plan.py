@@ -214,6 +214,34 @@ def test_of_episodes_the_plan_says_what_they_show_and_what_a_critic_takes():
   assert "set critic.kl_weight=0" in verdict
 
 
+def test_a_plan_of_some_layers_or_programs_says_so_and_has_no_total():
+  where = topology.find("v5e:2x2")
+  measure = measured(where, fits=lambda changed: True, seconds=lambda _: 2.0)
+  whole = dataclasses.replace(measure(nano.recipe("3b")), layers=(36, 36))
+  assert "fits; 2.00 s and " in report.as_text(whole)
+  found = report.as_json(whole)
+  assert (found["fits"], found["step"]["seconds"], found["layers"]) == (True, 2.0, 36)
+  for part, words in (
+    (dataclasses.replace(whole, layers=(2, 36)), "2 of 36 text layers, all"),
+    (dataclasses.replace(whole, left_out=["encoder"]), "all without encoder"),
+  ):
+    text = report.as_text(part)
+    assert f"\ncompiled: {words}\n" in text and f"has room: {words};" in text
+    assert "an RL step at best" not in text and "fits; " not in text
+    found = report.as_json(part)
+    assert (found["fits"], found["step"]) == (None, None)
+    assert (found["layers"], found["all_layers"]) == part.layers
+    assert found["not_compiled"] == list(part.left_out)
+  some = dataclasses.replace(planned(too_large(arguments=2e9, temporaries=30e9)), layers=(2, 36))
+  assert report.as_json(some)["fits"] is False  # all layers need more
+
+
+def test_a_program_that_the_step_does_not_have_is_refused(capsys):
+  flags = [f"{CONFIG}:tiny", "--topology=v5e:2x2", "--config.model.dtype=bfloat16"]
+  line = refused(capsys, *flags, "--programs=train step,rolout")
+  assert "--programs=rolout: one of encoder, rollout, " in line
+
+
 def test_a_plan_becomes_json():
   found = report.as_json(planned(too_large(arguments=2e9, temporaries=30e9)))
   assert json.loads(json.dumps(found))["programs"][0]["memory"]["temporaries"] == 30e9
