@@ -258,6 +258,22 @@ def test_queries_about_videos_that_the_filter_found_are_not_trained_on(prepared)
     found = checks.find_unusable()
     assert found == {**before, "train": before["train"] | about}
     assert 0 < len(about) < len(source)
+    # The first example of a warm start is then one of another video, whose reply is checked.
+    changed.sft.examples = 1
+    others = changed.copy_and_resolve_references()
+    others.mask_filter.threshold = 0.5
+    unfiltered = dataclasses.replace(checks, config=others)
+    assert checks.result_file != unfiltered.result_file
+    other = source[min(set(range(len(source))) - about)]
+    track = other.object_track
+    absent = dataclasses.replace(track, boxes=np.full_like(track.boxes, np.nan))
+    pair = [example, dataclasses.replace(other, object_track=absent)]
+    store = frame_store.FrameStore(shards / "frames")
+    found = [
+      [text for _, _, text in each.problems(pair, store, "train", check_examples.GoodExamples())]
+      for each in (checks, unfiltered)
+    ]
+    assert "for a query, an object that is visible" in "".join(found[0]) and not found[1]
     changed.mask_filter.threshold = 0.7
     with pytest.raises(errors.InputError, match="leaves no query; lower"):
       checks.find_unusable()

@@ -93,6 +93,7 @@ class ReferenceChecks:
     good: gets what is counted of the others.
     """
     sft, supervised_count = self.config.sft, 0
+    dropped = self._dropped() if split == "train" else frozenset()
     learns = sft.steps and {"train": True, "validation": sft.validate_every}.get(split, False)
     for index, example in enumerate(source):
       where = batches.example_name(example)
@@ -103,11 +104,15 @@ class ReferenceChecks:
       except errors.InputError as error:
         yield index, example, str(error).removeprefix(f"{where}: ").removeprefix(f"{example.id}: ")
         continue
-      supervised_count += has_reply
+      supervised_count += has_reply and example.video not in dropped
       if supervised and not has_reply:
         good.no_reply.append(index)
       if example.shown.start < example.shown.end:
         good.lengths.append(frames)
+
+  def _dropped(self) -> frozenset[str]:
+    """Videos whose examples are not trained on, so that the first `sft.examples` are others."""
+    return frozenset()
 
   def _check(
     self,
@@ -259,6 +264,9 @@ class Checks(ReferenceChecks):
       raise errors.InputError(f"{source}: {problem}")
     return bad
 
+  def _dropped(self) -> frozenset[str]:
+    return mask_filter.dropped_videos(self.config, self.shards) or frozenset()
+
   @functools.cached_property
   def _lines(self) -> Mapping[str, str]:
     """File and line of the examples by id, as far as the annotation file is there."""
@@ -371,6 +379,8 @@ class Checks(ReferenceChecks):
       "on_bad": config.data.on_bad,
       "turns": config.get("turns", ml_collections.ConfigDict()).to_dict(),
     }
+    if config.sft.examples and (dropped := self._dropped()):
+      depends["dropped"] = sorted(dropped)
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
 
 
