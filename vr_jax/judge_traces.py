@@ -245,12 +245,13 @@ def _verdicts(
 
 def _examples(workdir: Path) -> "dict[str, records.Example]":
   """The held-out examples of a run's data, by id."""
+  from vr_jax import atomic
   from vr_jax.data import examples
   from vr_jax.train import paths
   from vr_jax.train import workdir as workdir_lib
 
   shards = paths.shards_directory(workdir_lib.config_of(workdir), workdir)
-  if not shards.is_dir():
+  if not atomic.is_whole(shards):
     raise errors.InputError(
       f"{shards}: no such directory; --judge=rule needs the run's data, made by --mode=data"
     )

@@ -9,10 +9,19 @@ import shutil
 from PIL import Image
 import pytest
 
+from tests.data import videos as video_files
 from tests.train import nano
-from vr_jax import errors, main, records
+from vr_jax import atomic, base_config, errors, main, records
 from vr_jax.data import examples, ingest
-from vr_jax.train import data_stage, run_context
+from vr_jax.traces import stage as traces_stage
+from vr_jax.train import (
+  asked_clip,
+  data_stage,
+  judge_factory,
+  mask_filter,
+  paths,
+  run_context,
+)
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -36,6 +45,25 @@ def test_simulated_videos_of_another_world_are_refused(data, tmp_path):
   with pytest.raises(errors.InputError, match="simulated: simulated from other values") as error:
     data_stage.prepare(config, tmp_path)
   assert str(data) in str(error.value)
+
+
+def test_data_that_a_kill_left_on_the_way_to_their_name_are_not_there(tmp_path):
+  """Each reader that finds the directory would fail at a file that it lacks."""
+  config = nano.config("configs/videop2r.py")
+  with config.unlocked():
+    base_config.mask_filter(config)
+  config.mask_filter.sam2 = "nowhere"
+  shards = paths.shards_directory(config, tmp_path)
+  shards.mkdir(parents=True)
+  shards.with_name(f"{shards.name}{atomic.MOVING}").write_text("shards.partial")
+  data_stage.check_before_training(config, tmp_path, "all")
+  judge_factory.check(nano.config("configs/videop2r.py", judge__kind="rule"), tmp_path)
+  video = video_files.write(tmp_path / "clip.mp4")
+  clip = asked_clip.open_clip(video, "Which colour?", config=config, workdir=tmp_path)
+  assert clip.example.question == "Which colour?"
+  for write_results in (mask_filter.write, traces_stage.write):
+    with pytest.raises(errors.InputError, match="shards: no such data; run --mode=data first"):
+      write_results(config, tmp_path)
 
 
 def test_nothing_is_simulated_next_to_data_that_was_not(tmp_path):

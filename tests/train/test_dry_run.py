@@ -9,7 +9,7 @@ import pytest
 
 from launch import chips
 from tests.train import nano
-from vr_jax import errors, main
+from vr_jax import atomic, errors, main
 from vr_jax.data import examples as example_files
 from vr_jax.data import ingest_trial
 from vr_jax.models.common import flops
@@ -276,6 +276,15 @@ def test_data_and_a_workdir_that_exist_are_checked_as_they_are(data, capsys, tmp
   assert (workdir / "config.json").read_bytes() == before
 
 
+def test_data_on_the_way_to_their_name_are_not_complete(capsys, tmp_path):
+  shards = tmp_path / "run" / "data" / "shards"
+  shards.mkdir(parents=True)
+  shards.with_name(f"shards{atomic.MOVING}").write_text("shards.partial")
+  _, problems, lines = _report(capsys, nano.config(), tmp_path / "run")
+  assert not any("is complete" in line for line in lines)
+  assert not any("shards" in problem for problem in problems)
+
+
 def test_all_mistakes_of_a_command_line_are_listed_and_end_with_code_2(capsys, tmp_path):
   words = nano.arguments(tmp_path / "run", mode="check")
   config = "--config."
@@ -396,8 +405,12 @@ def test_time_is_that_of_products_and_of_reading_the_weights(context, data, monk
   for speed, found in zip(speeds, (products, reading), strict=True):
     monkeypatch.setattr(accelerators, "find_speed", lambda kind, speed=speed: speed)
     found.append(estimates.estimate(config, context.mesh))
-  weights = sum(x.size for x in jax.tree.leaves(context.abstract_params))
+  # Nothing of the tower, and of an embedding that is not the head, too, a few rows.
+  weights = sum(x.size for x in jax.tree.leaves(context.abstract_params["text"]))
   assert reading[0].rl_step == pytest.approx(16 * 4 * weights / 1e6)
+  untied = config.copy_and_resolve_references()
+  untied.model.architecture.text_config.tie_word_embeddings = False
+  assert estimates.estimate(untied, context.mesh).rl_step == reading[0].rl_step
   assert reading[0].sft_step == 0
   forward = 0.0
   for group, time in ((4, 16), (1, 80)):

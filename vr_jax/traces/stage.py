@@ -33,7 +33,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """
   _check(config)
   section, source = config.traces, paths.shards_directory(config, workdir)
-  if not source.is_dir():
+  if not atomic.is_whole(source):
     raise errors.InputError(f"{source}: no such data; run --mode=data first")
   ingest.check_annotations(source, paths.annotation_file(config, workdir))
   output = Path(section.directory) if section.directory else workdir / "traces"

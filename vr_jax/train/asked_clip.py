@@ -14,7 +14,7 @@ import re
 
 import ml_collections
 
-from vr_jax import errors, records
+from vr_jax import atomic, errors, records
 from vr_jax.data import (
   batches,
   examples,
@@ -152,7 +152,7 @@ def _find(
   A file is one of them by its frames, or else by its path.
   """
   shards = paths.shards_directory(config, workdir)
-  if not shards.is_dir():
+  if not atomic.is_whole(shards):
     return None
   store = frame_store.FrameStore(shards / "frames")
   alike = (video.as_posix(),) if extracted is None else store.find(extracted)

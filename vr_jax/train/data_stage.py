@@ -167,7 +167,7 @@ def split_problems(
 def check_before_training(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   """Raises InputError if a split is empty that a stage of `mode` would need after hours."""
   shards = paths.shards_directory(config, workdir)
-  if not shards.is_dir():
+  if not atomic.is_whole(shards):
     return  # the stage says so
   ingest.check_annotations(shards, paths.annotation_file(config, workdir))
   left_out = run_context.make_example_checks(config, workdir).find_unusable()

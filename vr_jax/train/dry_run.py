@@ -14,7 +14,7 @@ import tempfile
 
 import ml_collections
 
-from vr_jax import durations, errors, records
+from vr_jax import atomic, durations, errors, records
 from vr_jax.data import (
   annotations,
   batches,
@@ -129,7 +129,7 @@ def _data_problems(
   model_is_good: bool,
 ) -> Iterator[str]:
   shards, directory = paths.shards_directory(config, workdir), paths.data_directory(config, workdir)
-  if shards.is_dir() or trace_store.summary(directory) is not None:
+  if atomic.is_whole(shards) or trace_store.summary(directory) is not None:
     lines.append(f"data: {directory} is complete")
     yield from _stored_problems(config, workdir, shards, lines, model_is_good=model_is_good)
     return

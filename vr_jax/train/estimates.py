@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 import ml_collections
 
 from vr_jax.envs import registry
-from vr_jax.models.common import flops
+from vr_jax.models.common import flops, weight_mapping
 from vr_jax.parallel import accelerators
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import refill_sampler
@@ -222,9 +222,22 @@ def _rl_seconds(
   # In the layout of training a device has less, but receives the rest for each token.
   layout = net.layout.decoding
   times = math.prod(layout.mesh.shape[axis] for axis in layout.rules["embed"])
-  read = times * _device_bytes(net.abstract_decoding_params)
+  read = times * _device_bytes(_read_params(net))
   decoding = shapes.time * read / speed.bandwidth
   return shapes.prompts * work / (net.mesh.size * speed.flops) + decoding
+
+
+def _read_params(net: model_setup.ModelSetup) -> PyTree:
+  """The weights that each step of decoding reads as a whole: not the tower, nor an embedding.
+
+  An embedding that is the head, too, is read as a whole.
+  """
+  groups, params = net.family.parameter_groups, net.abstract_decoding_params
+  head = weight_mapping.flat(weight_mapping.part(params, groups["head"]))
+  text = weight_mapping.flat(weight_mapping.part(params, groups["text"]))
+  if head:
+    del text["text.embedding"]
+  return weight_mapping.unflat({**text, **head})
 
 
 def _available_bytes(mesh: jax.sharding.Mesh) -> int | None:

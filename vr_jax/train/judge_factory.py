@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ml_collections
 
-from vr_jax import errors, model_endpoint, records
+from vr_jax import atomic, errors, model_endpoint, records
 from vr_jax.data import annotations, examples
 from vr_jax.rewards import judge, judge_cache, judge_text
 from vr_jax.train import judge_local, paths
@@ -58,7 +58,7 @@ def check(config: ml_collections.ConfigDict, workdir: Path) -> None:
 def _first_example(config: ml_collections.ConfigDict, workdir: Path) -> Sequence[records.Example]:
   """The first example of the run's data; empty if the data are not simulated or named yet."""
   shards = paths.shards_directory(config, workdir)
-  if shards.is_dir():
+  if atomic.is_whole(shards):
     source = examples.ExampleSource(shards, "train")
     return [source[0]] if len(source) else []
   if config.data.simulate.videos or not config.data.annotations:

@@ -62,7 +62,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if not is_wanted(config):
     raise errors.InputError("--config.mask_filter.sam2: --mode=filter needs the weights of SAM2")
   shards = paths.shards_directory(config, workdir)
-  if not shards.is_dir():
+  if not atomic.is_whole(shards):
     raise errors.InputError(f"{shards}: no such data; run --mode=data first")
   ingest.check_annotations(shards, paths.annotation_file(config, workdir))
   output = directory(config, workdir)
