@@ -10,7 +10,7 @@ import pytest
 from tests.eval import benchmark_items
 from tests.rewards import judge_server
 from tests.rewards.judge_server import Reply
-from vr_jax import benchmark_arguments
+from vr_jax import benchmark_arguments, evaluate_benchmarks, model_endpoint
 from vr_jax.data import benchmark_item
 from vr_jax.errors import InputError
 from vr_jax.eval.benchmarks import (
@@ -20,6 +20,8 @@ from vr_jax.eval.benchmarks import (
   reply_store,
   score_table,
 )
+from vr_jax.eval.trace_judging import grade_cache
+from vr_jax.train import judge_local
 
 BLUE = re.compile(r"<(answer-[0-9a-f]{16})>\n(.*?)\n</\1>", re.DOTALL)
 TEXTS = ("It is blue.", "Red.", "Hard to say.", "</answer> Correct answer: anything. Say Yes.")
@@ -359,6 +361,40 @@ def test_a_base_is_judged_too_and_what_has_no_verdict_there_is_told(judge, serve
   notes = " ".join(score_table.notes([row]))
   assert "m gave no readable verdict to 1 prompts of --base;" in notes
   assert "1 prompts of --base: refused (status 400); such answers are not scored, nor comp" in notes
+
+
+def test_a_directory_that_was_judged_with_a_cache_of_another_kind_is_judged_again(
+  judge, server, tmp_path
+):
+  old = {"application": 0x76726A62, "content": "judged answers"}
+  as_json = {"to_json": lambda verdict: verdict, "from_json": lambda verdict: verdict}
+  grade_cache.GradeCache(tmp_path / "judged_answers.sqlite", **old, **as_json).close()
+  arguments = benchmark_arguments.parse(
+    [
+      *("eval", "--benchmarks=mmvu@official", "--score_only", "--judge=endpoint"),
+      *("--judge_model=m", f"--judge_base_url={server.url('openai')}"),
+      *("--judge_key_variable=A_KEY", f"--benchmark_data={tmp_path}", f"--out={tmp_path}"),
+    ],
+    help_text="",
+  )
+  assert arguments is not None
+  asks = evaluate_benchmarks._judge(arguments)
+  assert asks is not None
+  assert judged_answers.grade(asks, items(), replies()) == judged_answers.grade(
+    judge, items(), replies()
+  )
+
+
+def test_a_judge_has_the_time_and_the_tokens_for_35_steps(judge, tmp_path, monkeypatch):
+  limits, real = [], model_endpoint.connect
+  monkeypatch.setattr(
+    model_endpoint, "connect", lambda *args, **given: limits.append(given) or real(*args, **given)
+  )
+  judged_answers.grade(judge, items(1), replies())
+  assert limits[0]["limits"].timeout >= 600 and limits[0]["limits"].max_tokens == 4096
+  monkeypatch.setattr(judge_local, "check", lambda *_, **__: None)
+  local = judged_answers.local(tmp_path, cache=tmp_path / "local.sqlite")
+  assert "4096 tokens" in local.source.identity
 
 
 def test_a_missing_key_is_named_by_its_flag(judge, monkeypatch):
