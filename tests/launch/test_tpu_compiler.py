@@ -215,7 +215,11 @@ def test_a_plan_of_the_smallest_recipe():
   config = nano.config(
     rl__kl_weight=0.04, model__dtype="bfloat16", mesh=(2, 2, 1, 1), model__attention="xla"
   )
-  found = analysis.analyse(config, topology.find("v5e:2x2"), names=["reference log-probs"])
+  where, names = topology.find("v5e:2x2"), ["reference log-probs"]
+  found = analysis.analyse(config, where, names=names, layers=1)
+  assert (found.layers, found.left_out) == ((1, 2), ["encoder", "rollout", "train step"])
+  found = analysis.analyse(config, where, names=names)
+  assert found.layers == (2, 2) and not found.is_whole
   (one,) = found.analyses
   (part,) = one.parts
   assert 1 <= report.over_count(found, part) <= 1.25
