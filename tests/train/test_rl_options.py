@@ -7,7 +7,7 @@ import pytest
 
 from tests.rollout import test_packing
 from tests.train import nano
-from vr_jax.train import initialization, rl_loop, train_step
+from vr_jax.train import config_checks, initialization, rl_loop, train_step
 from vr_jax.train import metrics as metrics_lib
 from vr_jax.train import train_state as train_state_lib
 
@@ -78,9 +78,8 @@ def test_a_run_logs_what_its_options_count(data, tmp_path, monkeypatch):
     rl__top_p=0.5,
     rl__sampler_log_probs="kept",
     rl__mismatch_warning=0.0,
-    rl__repetition_window=2,
-    rl__repetition_count=2,
   )
+  config_checks.check(config)
   rl_loop.train(config, tmp_path)
   lines = metrics_lib.read(tmp_path / "metrics.jsonl")
   assert len(lines) == 2
@@ -94,9 +93,27 @@ def test_a_run_logs_what_its_options_count(data, tmp_path, monkeypatch):
     assert 0 <= values["clip_ratio/dual_mean"] <= 1
     # An untrained network: hardly a token is likelier than another, so half of the mass is kept.
     assert 0.5 <= values["sampling/importance_sampling_ratio/mean"] < 0.6
-    assert values["completions/repetition_ratio"] <= values["completions/clipped_ratio"] <= 1
-  assert any(line["values"]["completions/repetition_ratio"] > 0 for line in lines)
+    assert "completions/repetition_ratio" not in values
   assert any(
     line["values"]["clip_ratio/low_mean"] + line["values"]["clip_ratio/high_mean"] > 0
     for line in lines
   )
+
+
+def test_a_run_counts_the_replies_that_end_because_they_repeat_themselves(
+  data, tmp_path, monkeypatch
+):
+  nano.use_devices(monkeypatch, 1)
+  config = nano.config(
+    data__directory=str(data),
+    sft__steps=0,
+    rl__steps=1,
+    rl__top_k=2,
+    rl__repetition_window=2,
+    rl__repetition_count=2,
+  )
+  config_checks.check(config)
+  rl_loop.train(config, tmp_path)
+  (line,) = metrics_lib.read(tmp_path / "metrics.jsonl")
+  values = line["values"]
+  assert 0 < values["completions/repetition_ratio"] <= values["completions/clipped_ratio"] <= 1
