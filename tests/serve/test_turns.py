@@ -12,8 +12,13 @@ from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import play
 from vr_jax.rollout import session as session_lib
-from vr_jax.serve import serving_slots
+from vr_jax.serve import command, serving_slots
 from vr_jax.train import asked_clip, run_context
+
+# Of greedy replies.
+SETTINGS = serving_slots.SlotSettings(
+  seed=0, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=8, stride=8
+)
 
 part, words, about = live_server.part, live_server.words, live_server.about
 
@@ -89,22 +94,13 @@ def test_frames_of_a_later_turn_are_read_as_if_they_stood_in_the_prompt(context,
   params, _ = ask.load_policy(context, run)
   schedule = play.make_schedule(context.config, context.environment, context.processor)
   slots = serving_slots.ServingSlots(context, params, schedule=schedule, rows=4, length=512)
-  settings = serving_slots.SlotSettings(
-    seed=0,
-    temperature=0.0,
-    top_p=1.0,
-    top_k=0,
-    min_p=0.0,
-    max_tokens=8,
-    stride=8,
-  )
   processor, pixels = context.processor, np.random.default_rng(0)
   picture = conversation.Image(pixels=pixels.integers(0, 255, (64, 64, 3), np.uint8))
   prompt = processor.encode_conversation(
     [conversation.Message(role="user", parts=(picture, "Which colour?"))]
   )
   first = slots.insert(0, _with_features(slots, prompt))
-  slots.decode({0: (first, settings)})
+  slots.decode({0: (first, SETTINGS)})
   shown = processor.continue_conversation(
     [conversation.Message(role="user", parts=("And here?", picture, "And then?", picture))],
     after=first.replies[-1],
@@ -112,12 +108,38 @@ def test_frames_of_a_later_turn_are_read_as_if_they_stood_in_the_prompt(context,
   reply = processor.encode_tokens(first.replies[-1])
   joined = prompts_lib.join([prompt, reply, shown], name="all of it")
   slots.append(first, shown, 8)
-  slots.decode({0: (first, settings)})
+  slots.decode({0: (first, SETTINGS)})
   whole = slots.insert(1, _with_features(slots, joined))
-  slots.decode({1: (whole, settings)})
+  slots.decode({1: (whole, SETTINGS)})
   assert len(first.replies) == 2
   assert first.replies[1] == whole.replies[0]
   assert len(whole.replies[0]) == 8
+
+
+def test_on_several_devices_a_reply_has_the_tokens_that_it_has_on_one(run):
+  found = []
+  for words, count in (
+    ((), 1),
+    (("--config.mesh=(1,4,2,1)", "--config.rl.decode_layout=tensor"), 8),
+  ):
+    config = command.parse(["serve", f"--checkpoint={run}", *words]).config
+    with pytest.MonkeyPatch.context() as patch:
+      nano.use_devices(patch, count)
+      context = run_context.make_run_context(config, run, judged=False, read=False)
+    params, _ = ask.load_policy(context, run)
+    schedule = play.make_schedule(context.config, context.environment, context.processor)
+    slots = serving_slots.ServingSlots(context, params, schedule=schedule, rows=8, length=512)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    message = conversation.Message(
+      role="user", parts=(conversation.Image(pixels=pixels), "Which colour?")
+    )
+    prompt = context.processor.encode_conversation([message])
+    replies = {slot: slots.insert(slot, _with_features(slots, prompt)) for slot in (0, 5)}
+    settings = [dataclasses.replace(SETTINGS, seed=slot, temperature=slot / 5) for slot in (0, 5)]
+    slots.decode(dict(zip(replies, zip(replies.values(), settings, strict=True), strict=True)))
+    found.append([reply.replies for reply in replies.values()])
+  assert found[0] == found[1]
+  assert found[0][0] != found[0][1]
 
 
 def _with_features(slots, encoded):
