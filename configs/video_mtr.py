@@ -71,7 +71,9 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   rl.max_grad_norm = 1.0
   rl.aggregation = "token_mean"
   rl.kl_weight = 0.0  # the penalty is a reward: critic.kl_weight
-  return base_config.at_size(config, size, tiny=_tiny, released=_released)
+  return base_config.at_size(
+    config, size, tiny=_tiny, tiny_qwen3vl=_tiny_qwen3vl, released=_released
+  )
 
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
@@ -115,6 +117,20 @@ def _released_compiler_sizes(config: ml_collections.ConfigDict) -> None:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
+  base_config.tiny_network(config)
+  _tiny_training(config)
+
+
+def _tiny_qwen3vl(config: ml_collections.ConfigDict) -> None:
+  base_config.tiny_qwen3vl_network(config)
+  _tiny_training(config)
+  # The times of frames are text.
+  config.model.prefix_buckets = (176, 320)
+  config.turns.observation_buckets = (144,)
+  config.turns.episode_buckets = (448, 960)
+
+
+def _tiny_training(config: ml_collections.ConfigDict) -> None:
   base_config.tiny_simulation(
     config,
     questions_per_video=4,
@@ -125,7 +141,6 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     behaviours=("flicker",),
     families=("moment",),
   )
-  base_config.tiny_network(config)
   config.data.frames = 64
   env = config.env
   env.instruction, env.last_instruction = "", "!"  # the network knows no words
