@@ -3,6 +3,7 @@
 The environment is set before anything imports jax, and reaches the processes that tests start.
 """
 
+import ctypes
 import gc
 import os
 import pathlib
@@ -61,6 +62,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
 import made_once  # noqa: E402
 import shape_checks  # noqa: E402
 
@@ -73,6 +75,20 @@ gc.set_threshold(200_000, 50, 100)
 # The first example of a property compiles; a deadline would measure that.
 hypothesis.settings.register_profile("vr_jax", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("vr_jax")
+
+
+MOST_MEMORY = 5 << 30  # bytes of a worker; beyond, compiled programs are given up between two files
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Frees the programs of earlier files where they take much memory: two workers share 23 GB."""
+  if nextitem is not None and nextitem.path == item.path:
+    return
+  pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+  if pages * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def pytest_collection_finish():
