@@ -47,6 +47,11 @@ class EmptyPrefix:
 
   hidden: jax.Array
 
+  def placed(self, place):
+    """The prefix on the one device that there is."""
+    del place
+    return self
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -142,12 +142,15 @@ def _episodes(
   prefix, state = _prefilled(run, {**room, "length": shapes.time})
   params, text = net.abstract_decoding_params, _kept_for_training(run)
   slots = places.devices * places.slots
+  whole = functools.partial(
+    jax.ShapeDtypeStruct.update, sharding=mesh_lib.replicated(net.layout.decoding.mesh)
+  )
   decode = Program(
     name="decode",
     function=turn_decode.decode,
     arguments=(
-      *(net.graphdef, params, prefix, state, _slots(run, later, slots), *run.drawing),
-      jax.ShapeDtypeStruct((), jnp.int32, sharding=mesh_lib.replicated(net.mesh)),
+      *(net.graphdef, params, prefix, state, _slots(run, later, slots)),
+      *map(whole, (*run.drawing, jax.ShapeDtypeStruct((), jnp.int32))),
     ),
     keywords={"decoding": net.decoding(group=shapes.group), "chunk": section.decode_chunk},
     runs_per_step=(later.turns + 1) * -(-net.config.rl.max_new_tokens // section.decode_chunk),

@@ -45,7 +45,7 @@ def inputs(family: str) -> tuple[list, list, list]:
       if family == "tinyllava":  # all images have one size
         grid = made.image_grid((1, 1), None, "image")
       grids.append(grid)
-      patches.append(rng.standard_normal((1, grid.patches, *made.patch_shape), np.float32))
+      patches.append(rng.integers(0, 256, (1, grid.patches, *made.patch_shape), np.uint8))
       (run,) = made.media_runs(grid)
       media = np.full(run.tokens, made.config.image_token_id)
       tokens += [media, rng.integers(0, golden.BYTES, rng.integers(1, 4))]

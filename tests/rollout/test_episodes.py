@@ -19,6 +19,7 @@ import pytest
 from launch import local
 from tests.rollout import chat
 from vr_jax import errors, records
+from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import packing, prompts
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
@@ -102,9 +103,7 @@ def _values(graphdef, params, head, prompt, rollout, packed):
 def test_the_update_repeats_the_log_probs_of_the_rollout(group, most, count):
   prompt, found = played(group, most, count)
   valid = np.asarray(found.rollout.kind) != records.Kind.PAD
-  size = packing.size_of(
-    chat.layout_lib.OneDevice(), valid.sum(-1)[None], valid.shape[2], ratio=1.1
-  )
+  size = packing.size_of(layout_lib.OneDevice(), valid.sum(-1)[None], valid.shape[2], ratio=1.1)
   log_probs = np.asarray(found.rollout.log_probs)
   for packed in (None, size)[: 2 if most == 3 else 1]:
     scores = _scores(*chat.network(), prompt, found.rollout, packed)
@@ -177,7 +176,7 @@ def test_values_are_those_of_one_forward_over_each_whole_conversation(packed):
   head = forward.ValueHead(weight=nnx.Param(jnp.asarray(weight)), bias=nnx.Param(jnp.float32(0.5)))
   kind = np.asarray(found.rollout.kind)
   lengths = (kind != records.Kind.PAD).sum(-1)
-  size = packing.size_of(chat.layout_lib.OneDevice(), lengths[None], kind.shape[2], ratio=1.1)
+  size = packing.size_of(layout_lib.OneDevice(), lengths[None], kind.shape[2], ratio=1.1)
   values = _values(*chat.network(), head, prompt, found.rollout, size if packed else None)
   for number, (row, group_index) in enumerate(np.ndindex(PROMPTS, 3)):
     start, length = len(opening[row].tokens), lengths[row, group_index]

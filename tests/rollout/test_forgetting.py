@@ -9,6 +9,7 @@ import pytest
 
 from tests.rollout import chat, test_episodes
 from vr_jax import records
+from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import packing
 from vr_jax.parallel import mesh as mesh_lib
 
@@ -35,9 +36,7 @@ def _last_turn(rollout):
 def test_the_update_repeats_the_log_probs_of_the_rollout(window):
   prompt, found = _play_episodes(window)
   valid = np.asarray(found.rollout.kind) != records.Kind.PAD
-  size = packing.size_of(
-    chat.layout_lib.OneDevice(), valid.sum(-1)[None], valid.shape[2], ratio=1.1
-  )
+  size = packing.size_of(layout_lib.OneDevice(), valid.sum(-1)[None], valid.shape[2], ratio=1.1)
   assert _last_turn(found.rollout).any()
   for packed in (None, size):
     scores = _scores(prompt, found.rollout, packed)

@@ -93,7 +93,7 @@ def test_each_turn_of_an_episode_counts_for_itself(monkeypatch):
     return x * 4 if "embedding" in jax.tree_util.keystr(path) else x
 
   params = jax.tree.map_with_path(stubborn, params)
-  monkeypatch.setattr(test_episodes.chat, "network", lambda mesh: (graphdef, params))
+  monkeypatch.setattr(test_episodes.chat, "network", lambda *given: (graphdef, params))
   stop = repetition.RepetitionStop(4, 2)
   _, episodes = test_episodes._play(repetition_stop=stop, group=6)
   rollout = test_episodes._host(episodes.rollout)
