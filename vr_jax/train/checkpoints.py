@@ -113,6 +113,7 @@ class Checkpoints:
     self._keep = keep
     self._damage: dict[int, str] = {}  # of the steps whose files were compared
     self._passed: set[int] = set()  # steps that are damaged and stay where they are
+    self._saved: set[int] = set()  # steps of this process, which may still be written
     self.identity: dict[str, Any] | None = None
     try:
       self._manager = _StepwiseManager(self._directory, options=options)
@@ -122,7 +123,7 @@ class Checkpoints:
       ) from error
 
   def latest(self) -> int | None:
-    """The last complete step, or None."""
+    """The last complete step, or None. A step counts once its save has begun."""
     whole = filter(self._is_whole, self._manager.all_steps())
     return max((step for step in whole if step not in self._passed), default=None)
 
@@ -134,6 +135,7 @@ class Checkpoints:
       self._checksums.leave(self._keep - 1)
       self._damage.pop(step, None)
       self._passed.discard(step)
+      self._saved.add(step)
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -146,6 +148,7 @@ class Checkpoints:
   def delete(self, step: int) -> None:
     """Deletes a checkpoint, so that another one of the same step can be saved."""
     self._checksums.leave(0)  # or it might write into the directory meanwhile
+    self._saved.discard(step)
     self._manager.delete(step)
 
   def wait(self) -> None:
@@ -235,7 +238,7 @@ class Checkpoints:
 
   def _is_whole(self, step: int) -> bool:
     """Whether a kill has not left it on the way to its name."""
-    return atomic.is_whole(self._path(step))
+    return step in self._saved or atomic.is_whole(self._path(step))
 
   def _find_damage(self, step: int) -> str:
     """Compares the files of a checkpoint with their checksums, once."""
@@ -266,6 +269,8 @@ class Checkpoints:
     step = self.latest() if step is None else step
     if step is None:
       raise errors.InputError(f"{self._directory}: holds no complete checkpoint")
+    if step in self._saved:
+      self.wait()
     where = str(self._path(step))
     if damage := self._find_damage(step):
       raise errors.InputError(f"{where}: {damage}; {_GO_BACK}")
