@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import errno
 import json
 import math
 import os
@@ -126,8 +127,12 @@ class MetricsLog:
   def _send(self) -> None:
     """Has the lines sent: a mounted bucket sends a file that stays open only then, whole."""
     self._sent = time.monotonic()
-    with _named(self._workdir / "metrics.jsonl"):
-      os.fsync(self._file.fileno())
+    try:
+      with _named(self._workdir / "metrics.jsonl"):
+        os.fsync(self._file.fileno())
+    except OSError as error:
+      if error.errno != errno.EINVAL:  # a device or a pipe, which keeps nothing back
+        raise
     with contextlib.suppress(OSError):
       os.fsync(self._times.fileno())
 
