@@ -202,6 +202,6 @@ def test_a_run_that_has_all_in_a_flat_bucket_is_killed_and_goes_on(host, tmp_pat
   for each in map(json.loads, (tmp_path / "written").read_text().splitlines()):
     if "orbax" not in each["name"] and "moss_video" not in each["name"]:  # others write those
       waited[each["name"]] += each["waited"]
-  # Seconds, of which a busy machine adds some: the bucket takes an object once a second, so one that
+  # Seconds, some of them of a busy machine: the bucket takes an object once a second, so one that
   # each step sends would wait more.
   assert max(waited.values()) < 6, waited.most_common(5)
