@@ -45,7 +45,7 @@ def note(workdir: Path, event: str, **about: Any) -> None:
 
 
 def open_file(workdir: Path) -> BinaryIO:
-  """Opens the file for `note_step`. Raises OSError."""
+  """Opens the file for `note_stage` and `note_step`. Raises OSError."""
   (workdir / _FILE).parent.mkdir(parents=True, exist_ok=True)
   return (workdir / _FILE).open("ab", buffering=0)
 
@@ -53,6 +53,15 @@ def open_file(workdir: Path) -> BinaryIO:
 def _write(file: BinaryIO, event: str, about: Mapping[str, Any]) -> None:
   # An earlier line that a kill has cut must not take this one with it.
   file.write(f"\n{json.dumps({'event': event, 'time': time.time(), **about})}\n".encode())
+
+
+def note_stage(file: BinaryIO, stage: str, first: int) -> None:
+  """Appends the begin of a stage's loop at step `first`. A disk that is full loses it.
+
+  file: of `open_file`.
+  """
+  with contextlib.suppress(OSError):
+    _write(file, "stage", {"stage": stage, "first": first})
 
 
 def note_step(file: BinaryIO, stage: str, step: int, values: Mapping[str, float]) -> None:

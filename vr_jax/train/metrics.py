@@ -62,8 +62,8 @@ class MetricsLog:
     ]
     atomic.write_json_lines(path, keep)
     self._file = path.open("ab", buffering=0)  # a full disk is noticed by the write, not by close
-    goodput.note(workdir, "stage", stage=stage, first=first_step)
     self._times = goodput.open_file(workdir)
+    goodput.note_stage(self._times, stage, first_step)
     self._sent = time.monotonic()
     board = workdir / "tensorboard" / stage
     self._board = tensorboard_log.TensorBoardLog(board, first_step=first_step)
