@@ -61,7 +61,8 @@ lowest:
 # The score that lmms-eval gives our server, beside `vr-jax eval`'s: lmms-eval in an environment of its own.
 lmms: $(VENV)/.installed-test
 	$(PYTHON) -m venv $(LMMS)
-	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/lmms.txt
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements/lmms.txt -c requirements/lmms.lock
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
 	$(VENV)/bin/python -m benchmarks.lmms_score --python=$(LMMS)/bin/python --checkpoint=$(LMMS_CHECKPOINT)
 
@@ -71,13 +72,18 @@ locked: | $(VENV)/bin/python
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $(VENV)/.installed $(VENV)/.installed-test
 
-# Writes requirements/cpu.lock anew, from the newest versions that setup.py admits.
+# Writes requirements/cpu.lock anew, from the newest versions that setup.py admits, and lmms.lock.
+# What torch brings along for GPUs depends on the build of torch that is installed.
 lock: $(VENV)/.installed-test
 	$(PIP) uv
 	(sed '/^#/!d' requirements/cpu.lock; $(VENV)/bin/uv pip compile setup.py --quiet --extra=test \
 	  --universal --python-version=3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links) > requirements/cpu.new
 	mv requirements/cpu.new requirements/cpu.lock
+	(sed '/^#/!d' requirements/lmms.lock; $(VENV)/bin/uv pip compile requirements/lmms.txt --quiet \
+	  --python-version=3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+	  | grep -Ev '^(cuda|nvidia|triton)') > requirements/lmms.new
+	mv requirements/lmms.new requirements/lmms.lock
 
 # A stamp is newer than setup.py exactly when its install is up to date.
 $(VENV)/bin/python:
