@@ -86,6 +86,12 @@ class ModelSection:
     "Attention kernel; splash is for TPUs, cudnn for GPUs; empty: the platform's own choice.",
     change="rounding",
   )
+  decode_attention: Literal["xla", "pallas"] = field(
+    "xla",
+    "Attention of decoding: xla: plain products; pallas: a kernel for TPUs that reads prompts and "
+    "replies only as far as they go.",
+    change="rounding",
+  )
   logit_chunk: int = field(
     8192,
     "Vocabulary entries whose logits an update has in memory at once.",

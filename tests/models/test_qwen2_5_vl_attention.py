@@ -19,6 +19,7 @@ from vr_jax.models.common import (
   attention_xla,
 )
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.parallel import mesh as mesh_lib
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 EMULATED = functools.partial(attention_splash.attend_segments, interpret=True)
@@ -288,6 +289,18 @@ def test_each_platform_has_its_kernel_for_activations_of_two_bytes(platform, dty
 def test_a_kernel_that_does_not_run_here_is_named(name, platform, message):
   with pytest.raises(errors.InputError, match=f"config.model.attention={name}: {message}"):
     attention.make(_config(dtype="float32", attention=name), _On(platform))
+
+
+def test_the_decode_kernel_runs_on_tpus_where_each_prompt_lies_whole():
+  config = _config(decode_attention="pallas", dtype="bfloat16")
+  assert attention.make(config, _On("tpu")).decodes_in_kernel
+  assert not attention.make(_config(), _On("tpu")).decodes_in_kernel
+  message = "config.model.decode_attention=pallas: does not run on gpu; one of xla"
+  with pytest.raises(errors.InputError, match=message):
+    attention.make(config, _On("gpu"))
+  mesh = mesh_lib.make_mesh((1, 1, 2, 1), jax.devices()[:2])
+  with pytest.raises(errors.InputError, match="splits each over 2 devices; set xla"):
+    attention.make(config, mesh_lib.MeshLayout(mesh))
 
 
 def test_a_dtype_that_the_chip_lacks_is_named():

@@ -45,6 +45,7 @@ class ToyConfig:
   dtype: str = "float32"
   remat: str = "none"
   attention: str = ""
+  decode_attention: str = "xla"
   logit_chunk: int = 8192
   tie_word_embeddings: bool = False
 
@@ -258,7 +259,7 @@ def make_config(fields) -> ToyConfig:
 
 
 def with_options(config, section):
-  names = ("dtype", "remat", "attention", "logit_chunk")
+  names = ("dtype", "remat", "attention", "decode_attention", "logit_chunk")
   return dataclasses.replace(config, **{name: section[name] for name in names})
 
 

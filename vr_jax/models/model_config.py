@@ -27,6 +27,11 @@ class ModelConfig(Protocol):
     ...
 
   @property
+  def decode_attention(self) -> str:
+    """Attention of decoding: xla or pallas (common/attention.py)."""
+    ...
+
+  @property
   def logit_chunk(self) -> int:
     """Largest size of a vocabulary chunk in the chunked log-softmax."""
     ...

@@ -8,6 +8,11 @@ they go to the devices that hold the prompt's keys. Three backends compute the s
             (on CPU: more than its caches hold)
     splash  the Pallas kernel of TPUs (emulated on CPU, which is slow)
     cudnn   the fused kernels of NVIDIA GPUs
+
+Decoding has two of its own:
+
+    xla     plain products
+    pallas  our kernel for TPUs (emulated on CPU), which reads less (attention_decode_kernel.py)
 """
 
 from collections.abc import Callable
@@ -25,6 +30,7 @@ from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import (
   attention_cudnn,
   attention_decode,
+  attention_decode_kernel,
   attention_forgetting,
   attention_splash,
   attention_xla,
@@ -32,6 +38,7 @@ from vr_jax.models.common import (
 )
 from vr_jax.models.common import slots as slots_lib
 
+DECODE_PLATFORMS = {"pallas": ("tpu", "cpu"), "xla": ("cpu", "gpu", "tpu")}
 # Platforms of each backend. It is the default of the first one for activations of two bytes.
 PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "xla": ("cpu", "gpu", "tpu")}
 _MODULES: dict[str, ModuleType] = {
@@ -46,15 +53,17 @@ def make(config: interface.ModelConfig, layout: layout_lib.Layout) -> "Attention
 
   The default is `xla` where no faster backend supports the dtype.
 
-  Raises InputError if the backend does not run on the platform, or the chip lacks the dtype.
+  Raises InputError if a backend does not run on the platform or the mesh, or the chip lacks the
+    dtype.
   """
   name, platform = config.attention, layout.platform
+  in_kernel = _decodes_in_kernel(config, layout)
   if platform == "tpu" and config.dtype == "float16":
     raise errors.InputError("config.model.dtype=float16: TPUs have none; set bfloat16")
   halved = jnp.dtype(config.dtype).itemsize == 2
   if not name:
     own = [backend for backend, runs in PLATFORMS.items() if runs[0] == platform and halved]
-    return Attention(layout, own[0] if own else "xla")
+    return Attention(layout, own[0] if own else "xla", in_kernel)
   if name not in PLATFORMS or platform not in PLATFORMS[name]:
     fitting = [backend for backend, runs in PLATFORMS.items() if platform in runs]
     raise errors.InputError(
@@ -64,7 +73,25 @@ def make(config: interface.ModelConfig, layout: layout_lib.Layout) -> "Attention
     raise errors.InputError(
       f"config.model.attention=cudnn: takes no {config.dtype}; set config.model.dtype=bfloat16"
     )
-  return Attention(layout, name)
+  return Attention(layout, name, in_kernel)
+
+
+def _decodes_in_kernel(config: interface.ModelConfig, layout: layout_lib.Layout) -> bool:
+  """Whether decoding runs in the kernel. Raises InputError as `make`."""
+  name, platform = config.decode_attention, layout.platform
+  if platform not in DECODE_PLATFORMS.get(name, ()):
+    fitting = [backend for backend, runs in DECODE_PLATFORMS.items() if platform in runs]
+    raise errors.InputError(
+      f"config.model.decode_attention={name}: does not run on {platform}; one of "
+      f"{', '.join(fitting)}"
+    )
+  ways = layout.decoding.ways("prefix")
+  if name == "pallas" and ways > 1:
+    raise errors.InputError(
+      "config.model.decode_attention=pallas: takes whole prompts, but sequence of config.mesh "
+      f"splits each over {ways} devices; set xla, or sequence 1"
+    )
+  return name == "pallas"
 
 
 class Block(NamedTuple):
@@ -94,6 +121,25 @@ class Recent(NamedTuple):
   index: Array
 
 
+class CachedKeys(NamedTuple):
+  """Keys and values of replies in all layers, and which of them each reply attends to.
+
+  key: [layers, slots, kv_heads, head_dim, length]; value: with the last two axes exchanged.
+  begin, end: int32 [slots], the first position and the one behind the last.
+  """
+
+  key: Array
+  value: Array
+  begin: Array
+  end: Array
+
+  @classmethod
+  def from_block(cls, block: Block) -> "CachedKeys":
+    """Of keys whose valid ones [slots, length] follow one another."""
+    begin = jnp.argmax(block.valid, axis=1).astype(jnp.int32)
+    return cls(block.key, block.value, begin, begin + block.valid.sum(axis=1))
+
+
 def transpose_for_decode(
   key: Float[Array, "batch length kv_heads head_dim"],
   value: Float[Array, "batch length kv_heads head_dim"],
@@ -110,6 +156,7 @@ class Attention:
 
   layout: layout_lib.Layout
   backend: str = "xla"
+  decodes_in_kernel: bool = False
 
   def prompts(
     self,
@@ -266,6 +313,56 @@ class Attention:
         (prefix.value, ("prompts", "kv_heads", "prefix", None)),
         (prefix.valid, prefix_axes),
         *past_inputs,
+      ),
+    )
+
+  def step_in_kernel(
+    self,
+    query: Float[Array, "slots heads head_dim"],
+    key: Float[Array, "slots kv_heads head_dim"],
+    value: Float[Array, "slots kv_heads head_dim"],
+    decode_slots: slots_lib.DecodeSlots,
+    layer: Int[Array, ""],
+    prefix: Block,
+    *pasts: CachedKeys,
+  ) -> Float[Array, "slots heads head_dim"]:
+    """Like `step`, in the kernel, which takes the keys and values of all layers.
+
+    key, value: of the new tokens.
+    layer: index of the layer in `prefix` and `pasts`.
+    prefix: key [layers, prompts, kv_heads, head_dim, prefix], value [layers, prompts, kv_heads,
+            prefix, head_dim], valid int32 [prompts]: the number of valid tokens, which come first.
+    """
+    stack_axes = (None, "slots", "kv_heads", None, None)
+    prefix_axes = (None, "prompts", "kv_heads", None, None)
+    token_axes = ("slots", "kv_heads", None)
+    axes_of_past = (stack_axes, stack_axes, ("slots",), ("slots",))
+    step: Callable[..., Array] = functools.partial(
+      attention_decode_kernel.step,
+      group=decode_slots.group,
+      kept=decode_slots.kept,
+      interpret=self.layout.platform == "cpu",
+    )
+    forgetting = () if decode_slots.forgets is None else ((decode_slots.forgets, ("slots",)),)
+
+    def local(query: Array, *inputs: Array) -> Array:
+      forgets = inputs[0] if forgetting else None
+      return step(query, *inputs[len(forgetting) :], forgets=forgets)
+
+    return self.layout.decoding.per_shard(
+      local,
+      (
+        (query, ("slots", "heads", None)),
+        *forgetting,
+        (key, token_axes),
+        (value, token_axes),
+        (decode_slots.prompt, ("slots",)),
+        (decode_slots.group_index, ("slots",)),
+        (layer, ()),
+        (prefix.key, prefix_axes),
+        (prefix.value, prefix_axes),
+        (prefix.valid, ("prompts",)),
+        *(pair for past in pasts for pair in zip(past, axes_of_past, strict=True)),
       ),
     )
 

@@ -11,7 +11,7 @@ A family adds its weights and implements the computation of a layer (`project_qk
 import abc
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 import jax
@@ -265,8 +265,9 @@ class Decoder(nnx.Module):
     weights: of the layers, by name.
     recent: keys and values of the tokens fed so far.
     pasts: earlier keys and values of the same replies.
-    If `recent` has tuples with one array a layer, so do weights, prefix and pasts, with axes in the
-    order of `KVCache`; otherwise the prefix has axes in the order of `prefill`.
+    If `recent` has tuples with one array a layer, so do weights, prefix and pasts. Then, and where
+    decoding runs in the kernel, the prefix has axes in the order of `KVCache`; otherwise in that of
+    `prefill`.
 
     Returns final-normed hidden states, and the keys and values of `recent` with this token's.
     """
@@ -300,7 +301,24 @@ class Decoder(nnx.Module):
       )
       return place(self.finish_layer(x, mixed, weights)), new
 
+    def layer_in_kernel(x, inputs):
+      weights, number = inputs
+      query, key, value = self.project_qkv(x, weights, cos, sin)
+      mixed = self.attention.step_in_kernel(query, key, value, decode_slots, number, *read)
+      return place(self.finish_layer(x, mixed, weights)), (key[..., None], value[:, :, None])
+
     x = place(x)
+    if self.attention.decodes_in_kernel:
+      written = jnp.full(len(x), recent.index)
+      keys, values = cast(Array, recent.key), cast(Array, recent.value)
+      read = [
+        attention.Block(prefix.key, prefix.value, prefix.valid.sum(axis=1)),
+        attention.CachedKeys(keys, values, jnp.zeros_like(written), written),
+        *map(attention.CachedKeys.from_block, pasts),
+      ]
+      numbered = [weights, jnp.arange(len(prefix.key))]
+      x, new = stored_weights.scan(layer_in_kernel, x, numbered)
+      return self.final_norm(x), *put((keys, values), new)
     own, *others = ([block.key, block.value] for block in (recent, *pasts))
     inputs = [weights, [prefix.key, prefix.value], own, others]
     x, new = (layers.chain if by_layer else stored_weights.scan)(layer, x, inputs)

@@ -47,7 +47,8 @@ class DecodeConstants:
   """What every decoding step reads: layer weights by name, prompts, first positions of replies.
 
   Up to `layers.UNROLLED` layers, weights, keys and values are tuples with one array a layer, in the
-  axis order of `KVCache`. Otherwise each step would slice them from a stack and transpose them.
+  axis order of `KVCache`. Otherwise each step would slice them from a stack and transpose them. If
+  decoding runs in the kernel, which does not slice them, they are stacks in this order.
   """
 
   weights: dict[str, Array | tuple[Array, ...]]

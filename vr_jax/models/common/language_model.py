@@ -258,15 +258,22 @@ class DecoderLanguageModel(nnx.Module):
     depth, _, _, kv_heads, head_dim = prefix.keys.shape
     keys = jnp.zeros((depth, slots, kv_heads, head_dim, length), prefix.keys.dtype)
     empty = kv_cache.KVCache(keys=keys, values=keys.swapaxes(-1, -2))
-    if depth <= layers.UNROLLED:
+    if self._is_unrolled(depth):
       empty = kv_cache.KVCache(keys=tuple(empty.keys), values=tuple(empty.values))
     return empty.placed(self.layout.decoding.place)
+
+  def _is_unrolled(self, depth: int) -> bool:
+    """Whether decoding has each of its layers alone; the kernel takes stacks of them."""
+    return depth <= layers.UNROLLED and not self.text.attention.decodes_in_kernel
 
   def prepare_decode(self, prefix: kv_cache.PrefixKV) -> kv_cache.DecodeConstants:
     """Prepares what every decoding step reads, once for a loop of steps."""
     weights: dict[str, Any] = layers.cast(self.text.stacked(), self.text.dtype)
     block = _block(prefix)
-    if len(prefix.keys) <= layers.UNROLLED:
+    if self.text.attention.decodes_in_kernel:
+      by_layer = jax.vmap(attention.transpose_for_decode)
+      block = attention.Block(*by_layer(prefix.keys, prefix.values), prefix.valid)
+    elif self._is_unrolled(len(prefix.keys)):
       weights = {
         name: tuple(stack[layer] for layer in range(len(stack))) for name, stack in weights.items()
       }

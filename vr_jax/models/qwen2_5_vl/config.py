@@ -102,6 +102,7 @@ class Qwen2_5_VLConfig:  # noqa: N801
   dtype: of activations.
   remat: rematerialisation policy (rematerialisation.py).
   attention: backend (attention.py); "" for the platform's default.
+  decode_attention: the same for decoding, xla or pallas.
   logit_chunk: rows of the vocabulary whose logits an update holds in memory at once.
   vision_chunk: patches that the vision tower reads at once on a device (frame_chunks.py).
   """
@@ -117,6 +118,7 @@ class Qwen2_5_VLConfig:  # noqa: N801
   dtype: str = "float32"
   remat: str = "none"
   attention: str = ""
+  decode_attention: str = "xla"
   logit_chunk: int = 8192
   vision_chunk: int = 65536
 

@@ -26,7 +26,7 @@ def with_options(
   """Applies the computation options of a recipe's section `model` to a config."""
   follows = section["rope_after_video"] or config.vision.rope_after_video
   vision = dataclasses.replace(config.vision, rope_after_video=follows)
-  options = ("dtype", "remat", "attention", "logit_chunk", "vision_chunk")
+  options = ("dtype", "remat", "attention", "decode_attention", "logit_chunk", "vision_chunk")
   fields = {name: section[name] for name in options}
   return dataclasses.replace(config, vision=vision, **fields)
 

@@ -29,7 +29,7 @@ def with_options(
       f"config.model.rope_after_video={section['rope_after_video']}: Qwen3-VL knows one position "
       "of text after a video; leave it empty"
     )
-  options = ("dtype", "remat", "attention", "logit_chunk", "vision_chunk")
+  options = ("dtype", "remat", "attention", "decode_attention", "logit_chunk", "vision_chunk")
   fields = {name: section[name] for name in options}
   return dataclasses.replace(config, **fields)
 

@@ -30,7 +30,7 @@ def with_options(
       f"config.model.rope_after_video={section['rope_after_video']}: TinyLLaVA-Video counts media "
       "tokens as text; leave it empty"
     )
-  options = ("dtype", "remat", "attention", "logit_chunk", "vision_chunk")
+  options = ("dtype", "remat", "attention", "decode_attention", "logit_chunk", "vision_chunk")
   fields = {name: section[name] for name in options}
   return dataclasses.replace(config, **fields)
 
