@@ -75,8 +75,9 @@ class Scheduled(nnx.Module):
     """The prefix of a batch of prompts."""
     return EmptyPrefix(jax.nn.one_hot(jnp.zeros(len(prompt.tokens), int), 2))
 
-  def decoding_params(self):
+  def decoding_params(self, *, int8_weights=False):
     """The parameters, unchanged."""
+    del int8_weights
     return nnx.split(self)[1]
 
   def gather_for_slots(self, x, decode_slots):

@@ -20,6 +20,7 @@ from launch import abstract_state
 from vr_jax import errors, records
 from vr_jax.models import interface
 from vr_jax.models.common import slots as slots_lib
+from vr_jax.models.common import weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, sampler, turn_decode
 from vr_jax.rollout import slot_layout as slot_layout_lib
@@ -117,7 +118,11 @@ def _rollout(run: abstract_state.AbstractTrainState) -> Program:
     function=sampler.sample_without_compaction,
     arguments=(run.net.graphdef, run.state.params, run.encoded, *run.drawing),
     keywords={
-      "decoding": run.net.decoding(group=run.step_shapes.group, max_new_tokens=run.step_shapes.time)
+      "decoding": run.net.decoding(
+        group=run.step_shapes.group,
+        max_new_tokens=run.step_shapes.time,
+        int8_weights=run.net.samples_int8,
+      )
     },
     turns=run.step_shapes.time,
     resident_arrays=(run.tower, run.others),
@@ -152,7 +157,10 @@ def _episodes(
       *(net.graphdef, params, prefix, state, _slots(run, later, slots)),
       *map(whole, (*run.drawing, jax.ShapeDtypeStruct((), jnp.int32))),
     ),
-    keywords={"decoding": net.decoding(group=shapes.group), "chunk": section.decode_chunk},
+    keywords={
+      "decoding": net.decoding(group=shapes.group, int8_weights=net.samples_int8),
+      "chunk": section.decode_chunk,
+    },
     runs_per_step=(later.turns + 1) * -(-net.config.rl.max_new_tokens // section.decode_chunk),
     turns=section.decode_chunk,
     resident_arrays=(run.tower, text, run.others),
@@ -206,8 +214,8 @@ def _prefilled(
 def _kept_for_training(run: abstract_state.AbstractTrainState) -> list[jax.ShapeDtypeStruct]:
   """Parameters that stay in memory while decoding reads copies of them."""
   net = run.net
-  pairs = map(jax.tree.leaves, (net.abstract_params, net.abstract_decoding_params))
-  return [one for one, other in zip(*pairs, strict=True) if one is not other]
+  kept, decoded = map(weight_mapping.flat, (net.abstract_params, net.abstract_decoding_params))
+  return jax.tree.leaves([kept[name] for name in kept if decoded[name] is not kept[name]])
 
 
 def _slots(

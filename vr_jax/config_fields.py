@@ -50,9 +50,7 @@ class DecodeSection:
     8.0, "GiB of memory that decoding one file may take; only Linux has this limit.", "(0, inf)"
   )
   megapixels: float = field(
-    100.0,
-    "Most million pixels of a picture or a video's frame, before it is scaled down.",
-    "(0, inf)",
+    100.0, "Most million pixels of a picture or frame, before it is scaled down.", "(0, inf)"
   )
 
 
@@ -246,6 +244,11 @@ class RlSection(LoopSection):
     "Tokens among which the sampler's log-probs are: all, as the trainer's; or those that min_p, "
     "top_k and top_p keep, of which one is drawn.",
   )
+  sampler_weights: Literal["as_trained", "int8"] = field(
+    "as_trained",
+    "Weights that replies are sampled with. int8: the matrices of the language model's layers are "
+    "rounded to 8 bits once a step; rl.tis_cap corrects for it. Evaluations have them as trained.",
+  )
   max_new_tokens: int = field(
     768, "Most tokens of a reply; with several turns, of each turn.", "[1, inf)"
   )
@@ -291,8 +294,7 @@ class RlSection(LoopSection):
   )
   curriculum: Literal["none", "length"] = field(
     "none",
-    "Order of the prompts: none: random; length: in every epoch from the shortest clips to the "
-    "longest.",
+    "Order of prompts. none: random. length: in every epoch from the shortest clip to the longest.",
   )
   one_step_off_policy: bool = field(
     False,
@@ -331,9 +333,7 @@ class RlSection(LoopSection):
     "[0, inf)",
   )
   kl_weight: float = field(
-    0.04,
-    "Weight, in the loss, of the KL divergence from the reference policy; 0: no such term.",
-    "[0, inf)",
+    0.04, "Weight of the KL divergence from the reference in the loss; 0: none.", "[0, inf)"
   )
   kl_estimator: Literal["k1", "k2", "k3"] = field(
     "k3", "Estimator of that KL divergence.", only_with="kl_weight"

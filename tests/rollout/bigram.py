@@ -60,7 +60,7 @@ class Bigram(nnx.Module):
   def forward_packed_replies(self, prefix, tokens, valid, packing, episode_inputs=None):
     return self._hidden(packing.pack(tokens))
 
-  def decoding_params(self):
+  def decoding_params(self, *, int8_weights=False):
     return nnx.split(self)[1]
 
   def gather_for_slots(self, x, decode_slots):

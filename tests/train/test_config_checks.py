@@ -114,6 +114,8 @@ def test_options_that_do_not_go_together_are_refused(named, fields):
     {"repetition_window": 72, "repetition_count": 72},
     {"decode_layout": "replicated", "decode_slots": 4},
     {"decode_layout": "tensor"},
+    {"decode_layout": "tensor", "sampler_weights": "int8"},
+    {"decode_slots": 4, "sampler_weights": "int8", "num_iterations": 2},
   ],
 )
 def test_options_that_go_together_are_taken(fields):
@@ -129,6 +131,15 @@ def test_log_probs_of_kept_tokens_do_not_go_with_a_penalty_that_compares_them():
     config_checks.check(config)
     config.critic.kl_weight = 0.1
   with pytest.raises(errors.InputError, match=r"critic\.kl_weight"):
+    config_checks.check(config)
+
+
+def test_int8_weights_do_not_go_with_a_penalty_that_compares_the_sampler_s_log_probs():
+  config = nano.recipe("tiny", "configs/video_mtr.py")
+  config.rl.sampler_weights = "int8"
+  config_checks.check(config)
+  config.critic.kl_weight = 0.1
+  with pytest.raises(errors.InputError, match=r"rl\.sampler_weights=int8: critic\.kl_weight"):
     config_checks.check(config)
 
 

@@ -5,9 +5,9 @@ import pytest
 from vr_jax.train import mismatch_watch
 
 
-def _noted(capsys, differences, limit=0.1, *, off_policy=False):
+def _noted(capsys, differences, limit=0.1, *, off_policy=False, int8_weights=False):
   """The lines that are printed, by step."""
-  watch, lines = mismatch_watch.MismatchWatch(limit, off_policy), {}
+  watch, lines = mismatch_watch.MismatchWatch(limit, off_policy, int8_weights), {}
   for step, difference in enumerate(differences, start=1):
     values = {
       mismatch_watch.METRIC: difference,
@@ -30,10 +30,15 @@ def test_none_is_printed_at_or_below_the_limit_and_without_one(capsys, limit):
 
 
 @pytest.mark.parametrize(
-  ("off_policy", "advice"), [(True, "config.rl.learning_rate"), (False, "config.model.dtype")]
+  ("cause", "advice"),
+  [
+    ({"off_policy": True}, "config.rl.learning_rate"),
+    ({}, "config.model.dtype"),
+    ({"int8_weights": True}, "config.rl.sampler_weights=int8 rounds weights"),
+  ],
 )
-def test_the_line_names_metric_value_limit_and_what_to_do(capsys, off_policy, advice):
-  (line,) = _noted(capsys, [0.3], off_policy=off_policy).values()
+def test_the_line_names_metric_value_limit_and_what_to_do(capsys, cause, advice):
+  (line,) = _noted(capsys, [0.3], **cause).values()
   assert line.count("\n") == 1
   start = "rl 1: sampling/sampling_logp_difference/mean is 0.3 nats a token, above "
   assert line.startswith(f"{start}config.rl.mismatch_warning=0.1 (p99 4, k3 0.25): ")

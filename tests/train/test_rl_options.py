@@ -7,7 +7,7 @@ import pytest
 
 from tests.rollout import test_packing
 from tests.train import nano
-from vr_jax.train import config_checks, initialization, rl_loop, train_step
+from vr_jax.train import config_checks, experience, initialization, rl_loop, train_step
 from vr_jax.train import metrics as metrics_lib
 from vr_jax.train import train_state as train_state_lib
 
@@ -117,3 +117,33 @@ def test_a_run_counts_the_replies_that_end_because_they_repeat_themselves(
   (line,) = metrics_lib.read(tmp_path / "metrics.jsonl")
   values = line["values"]
   assert 0 < values["completions/repetition_ratio"] <= values["completions/clipped_ratio"] <= 1
+
+
+def test_int8_weights_sample_replies_but_not_evaluations_and_the_mismatch_is_logged(
+  data, tmp_path, monkeypatch
+):
+  nano.use_devices(monkeypatch, 1)
+  config = nano.config(
+    data__directory=str(data),
+    sft__steps=0,
+    rl__steps=2,
+    rl__eval_every=2,
+    rl__eval_split="test",
+    rl__sampler_weights="int8",
+  )
+  config_checks.check(config)
+  played, play = [], experience.play.play
+
+  def note(*arguments, decoding, **options):
+    played.append((decoding.group, decoding.int8_weights))
+    return play(*arguments, decoding=decoding, **options)
+
+  monkeypatch.setattr(experience.play, "play", note)
+  rl_loop.train(config, tmp_path)
+  assert {*played} == {(config.rl.num_generations, True), (1, False)}
+  for line in metrics_lib.read(tmp_path / "metrics.jsonl"):
+    values = line["values"]
+    # Float32 weights differ by rounding of about 1e-6.
+    assert 1e-5 < values["sampling/sampling_logp_difference/mean"] < 0.1
+    assert values["sampling/k3"] > 1e-10
+    assert values["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=0.01)

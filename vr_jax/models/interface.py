@@ -185,10 +185,12 @@ class LanguageModel(Protocol):
     """Copies each prompt's entry of `x` to the slots of its replies."""
     ...
 
-  def decoding_params(self) -> PyTree:
+  def decoding_params(self, *, int8_weights: bool = False) -> PyTree:
     """The parameters in the layout of decoding and the dtypes that it reads.
 
     None in place of an array that stays as it is.
+
+    int8_weights: the matrices of layers as `int8_weights.Int8Matrices`.
     """
     ...
 

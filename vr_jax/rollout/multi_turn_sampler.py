@@ -157,7 +157,7 @@ class EpisodeBatch:
     self._tokens_per_frame = jax.tree.leaves(self._state.media)[0].shape[1] // max(
       *schedule.frame_buckets, 1
     )
-    self._params = sampler.decoding_params(graphdef, params)
+    self._params = sampler.decoding_params(graphdef, params, int8_weights=decoding.int8_weights)
     starts = jax.device_get(turn_decode.replicate(self._layout, prompt.next_position))
     blocks = np.split(np.arange(len(starts)), self._places.blocks)
     # If the mesh does not split prompts, each process has all of them, also those of other

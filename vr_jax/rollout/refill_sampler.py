@@ -180,7 +180,7 @@ def sample_counting(
     window=decoding.repetition_stop.window,
   )
   # Prefilling reads the parameters as training has them, as in `sampler.sample`.
-  decode_params = sampler.decoding_params(graphdef, params)
+  decode_params = sampler.decoding_params(graphdef, params, int8_weights=decoding.int8_weights)
   computed = 0
   while True:
     prefix, state = _fill_slots(

@@ -39,6 +39,7 @@ class Decoding:
   top_k, min_p: of `likely_tokens.keep_likely`, before top-p; 0: all tokens.
   kept_log_probs: whether log-probs are among the tokens that top-p, top-k and min-p keep, those of
     which one was drawn, and not among all. Greedy ones are always among all.
+  int8_weights: whether replies, not prompts, are computed with matrices in 8-bit integers.
   presence_penalty: is taken from the logits of the tokens that a reply has already, before the
     division by the temperature. Only this module has it, and log-probs are those after it.
   stop_tokens: end a reply, and are part of it.
@@ -56,6 +57,7 @@ class Decoding:
   top_k: int = 0
   min_p: float = 0.0
   kept_log_probs: bool = False
+  int8_weights: bool = False
   repetition_stop: repetition.RepetitionStop = dataclasses.field(
     default_factory=repetition.RepetitionStop
   )
@@ -105,7 +107,7 @@ def sample(
 
   Log-probs are of the distribution at the temperature (at temperature 0: at temperature 1), without
   the tokens that are not allowed and before min-p, top-k and top-p. `forward.reply_log_probs`
-  computes the same, unless there is a presence penalty or `decoding.kept_log_probs`.
+  computes the same, unless `decoding` has a presence_penalty, kept_log_probs or int8_weights.
   """
   return sample_counting(graphdef, params, prompt, allowed_tokens, key, decoding=decoding)[0]
 
@@ -125,7 +127,7 @@ def sample_counting(
   """
   layout = nnx.merge(graphdef, params).layout
   prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
-  params = decoding_params(graphdef, params)
+  params = decoding_params(graphdef, params, int8_weights=decoding.int8_weights)
   slots_per_device = max_unfinished = len(state.finished) // layout.decoding.ways("slots")
   sizes = slot_sizes(slots_per_device, decoding.slot_fractions)
   results, computed, reached = None, 0, 0
@@ -155,7 +157,7 @@ def sample_without_compaction(
 ) -> records.Rollout:
   """Same as `sample`, in one program: every reply keeps its slot to the end."""
   prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
-  params = decoding_params(graphdef, params)
+  params = decoding_params(graphdef, params, int8_weights=decoding.int8_weights)
   state = _decode(graphdef, params, prefix, state, allowed_tokens, jnp.int32(0), decoding=decoding)
   shape = (prompt.tokens.shape[0], decoding.group)
   layout = nnx.merge(graphdef, params).layout
@@ -214,24 +216,24 @@ def _start(
   )
 
 
-def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
+def decoding_params(
+  graphdef: nnx.GraphDef, params: PyTree, *, int8_weights: bool = False
+) -> PyTree:
   """The parameters as decoding has them: in its layout, in the dtypes that it reads.
 
   They move from device to device, once for all tokens. What stays as it is is not copied.
   """
-  changed = changed_for_decoding(graphdef, params)
-
-  def chosen(new: Array | None, old: Array) -> Array:
-    return old if new is None else new
-
-  return jax.tree.map(chosen, changed, params, is_leaf=lambda x: x is None)
+  changed = changed_for_decoding(graphdef, params, int8_weights=int8_weights)
+  return jax.tree.map(lambda old, new: old if new is None else new, params, changed)
 
 
 @same_programs.compared
-@functools.partial(jax.jit, static_argnames="graphdef")
-def changed_for_decoding(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
+@functools.partial(jax.jit, static_argnames=("graphdef", "int8_weights"))
+def changed_for_decoding(
+  graphdef: nnx.GraphDef, params: PyTree, *, int8_weights: bool = False
+) -> PyTree:
   """The arrays that decoding has in another dtype or sharding; None in place of the rest."""
-  return nnx.merge(graphdef, params).decoding_params()
+  return nnx.merge(graphdef, params).decoding_params(int8_weights=int8_weights)
 
 
 @same_programs.compared

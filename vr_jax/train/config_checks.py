@@ -300,6 +300,11 @@ def _check_sampling(config: ml_collections.ConfigDict) -> Problems:
         "--config.rl.sampler_log_probs=kept: the reference's log-probs, which critic.kl_weight "
         "compares with the sampler's, are among all tokens; set it to all"
       )
+  if rl.sampler_weights == "int8" and "critic" in config and config.critic.kl_weight:
+    yield errors.InputError(
+      "--config.rl.sampler_weights=int8: critic.kl_weight compares the reference's log-probs with "
+      "the sampler's, and would penalise rounding; set it to as_trained, or critic.kl_weight to 0"
+    )
   if rl.repetition_window and rl.repetition_window < rl.repetition_count:
     yield errors.InputError(
       f"--config.rl.repetition_window={rl.repetition_window}: has no room for "

@@ -121,10 +121,11 @@ def _stage_memories(
 ) -> Iterator[StageMemory]:
   """The memory of all stages of a run, evaluations included."""
   params, config = net.abstract_params, net.config
-  weights = _decode_weight_bytes(net)
   played = dataclasses.replace(shapes, prompts=config.eval.batch_size, group=1)
-  evaluated = weights + _cache_bytes(net, played)
-  sampling = {"sft": 0, "rl": weights + _cache_bytes(net, shapes)}
+  as_trained = net.decoding_shapes(int8_weights=False)
+  evaluated = _decode_weight_bytes(net, as_trained) + _cache_bytes(net, played)
+  sampled = _decode_weight_bytes(net, net.abstract_decoding_params) + _cache_bytes(net, shapes)
+  sampling = {"sft": 0, "rl": sampled}
   if config.rl.eval_every:
     sampling["rl"] = max(sampling["rl"], evaluated)
   for stage, state in states.items():
@@ -156,10 +157,10 @@ def _device_bytes(tree: PyTree) -> int:
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in _leaves(tree))
 
 
-def _decode_weight_bytes(net: model_setup.ModelSetup) -> int:
+def _decode_weight_bytes(net: model_setup.ModelSetup, decoding_params: PyTree) -> int:
   """Bytes of a device for the weights that decoding has in another dtype or layout."""
-  pairs = zip(_leaves(net.abstract_params), _leaves(net.abstract_decoding_params), strict=True)
-  return _device_bytes([decoded for kept, decoded in pairs if decoded is not kept])
+  kept, decoded = map(weight_mapping.flat, (net.abstract_params, decoding_params))
+  return _device_bytes([decoded[name] for name in kept if decoded[name] is not kept[name]])
 
 
 def _cache_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:

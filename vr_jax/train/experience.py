@@ -152,7 +152,7 @@ class Collector:
     timer.record("data", device_idle=True)
     context = self.context
     encoded = encoder.encode(context.graphdef, params, prompt)
-    played = play_batch(context, params, batch, encoded, key)
+    played = play_batch(context, params, batch, encoded, key, int8_weights=context.samples_int8)
     shuffled = self._shuffled(params, batch, encoded, key)
     timer.record("rollout", idle_seconds=played.idle_seconds)
     dialogue = context.builder.dialogue(batch)
@@ -206,7 +206,11 @@ class Collector:
     if not count:
       return None
     key = jax.random.fold_in(key, _SHUFFLED_KEY_SALT)
-    return play_shuffled(self.context, params, batch, encoded, key, group=count)
+    return play_shuffled(
+      *(self.context, params, batch, encoded, key),
+      group=count,
+      int8_weights=self.context.samples_int8,
+    )
 
   def _collect_groups_with_signal(
     self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
@@ -329,6 +333,7 @@ def play_shuffled(
   key: Key[Array, ""],
   *,
   group: int,
+  **decoding: Any,
 ) -> episodes.EpisodeRollout:
   """As `play_batch`, but with the frames of each prompt in random order.
 
@@ -336,7 +341,7 @@ def play_shuffled(
   """
   index = mesh_lib.put_batch(context.builder.shuffled_index(batch, key), context.mesh)
   prompt = dataclasses.replace(encoded, media_index=index)
-  return play_batch(context, params, batch, prompt, key, group=group)
+  return play_batch(context, params, batch, prompt, key, group=group, **decoding)
 
 
 def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:

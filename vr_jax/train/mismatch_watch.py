@@ -10,6 +10,10 @@ _OFF_POLICY = (
   "one step off policy an update lies between them: lower config.rl.learning_rate, or set "
   "config.rl.one_step_off_policy=False"
 )
+_INT8 = (
+  "config.rl.sampler_weights=int8 rounds weights: set as_trained, or config.rl.mismatch_warning "
+  "above this if rewards grow as they did"
+)
 _ON_POLICY = (
   "on policy they should agree: see whether config.model.dtype=float32 makes them, and report it "
   "if not"
@@ -22,11 +26,13 @@ class MismatchWatch:
 
   limit: config.rl.mismatch_warning; 0: nothing is printed.
   off_policy: config.rl.one_step_off_policy.
+  int8_weights: whether config.rl.sampler_weights is int8.
   above: steps so far above the limit.
   """
 
   limit: float
   off_policy: bool
+  int8_weights: bool = False
   above: int = 0
 
   def note(self, step: int, values: Mapping[str, float]) -> None:
@@ -35,9 +41,10 @@ class MismatchWatch:
       return
     self.above += 1
     if console.is_power_of_ten(self.above):
+      advice = _INT8 if self.int8_weights else _OFF_POLICY if self.off_policy else _ON_POLICY
       p99, k3 = values["sampling/sampling_logp_difference/p99"], values["sampling/k3"]
       console.print_note(
         f"rl {step}: {METRIC} is {values[METRIC]:.3g} nats a token, above "
         f"config.rl.mismatch_warning={self.limit:g} (p99 {p99:.3g}, k3 {k3:.3g}): sampler and "
-        f"update differ; {_OFF_POLICY if self.off_policy else _ON_POLICY}"
+        f"update differ; {advice}"
       )

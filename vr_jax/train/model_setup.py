@@ -96,6 +96,11 @@ class ModelSetup:
       return not self.adapters.vision
     return section.freeze_vision and not section.train_connector
 
+  @property
+  def samples_int8(self) -> bool:
+    """Whether RL samples with matrices in 8-bit integers. Evaluations never do."""
+    return self.config.rl.sampler_weights == "int8"
+
   @functools.cached_property
   def graphdef(self) -> nnx.GraphDef:
     """The model's static half, for nnx.merge."""
@@ -118,17 +123,24 @@ class ModelSetup:
 
   @functools.cached_property
   def abstract_decoding_params(self) -> PyTree:
-    """Like `abstract_params`, as decoding has them; what stays as it is is the same object."""
-    changed = jax.eval_shape(
-      functools.partial(sampler.changed_for_decoding, self.graphdef), self.abstract_params
+    """Like `abstract_params`, as sampling for RL has them."""
+    return self.decoding_shapes(int8_weights=self.samples_int8)
+
+  def decoding_shapes(self, *, int8_weights: bool) -> PyTree:
+    """Like `abstract_params`, as decoding has them; what stays as it is is the same variable."""
+    changing = functools.partial(
+      sampler.changed_for_decoding, self.graphdef, int8_weights=int8_weights
     )
+    changed = jax.eval_shape(changing, self.abstract_params)
 
     def as_decoded(kept: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
       x = new.get_value()
       if x is None:
         return kept
-      sharding = self.layout.decoding.sharding(kept.get_metadata()["axes"], x.shape)
-      return kept.replace(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding))
+      axes = kept.get_metadata()["axes"]
+      return kept.replace(
+        jax.tree.map(lambda x: x.update(sharding=self.layout.decoding.sharding(axes, x.shape)), x)
+      )
 
     is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     return jax.tree.map(as_decoded, self.abstract_params, changed, is_leaf=is_variable)

@@ -101,7 +101,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       context=context, batches=batches, cache=cache, key=key, scoring_thread=thread
     )
     signal = learning_signal.SignalWatch(rl.advantage_estimator)
-    mismatch = mismatch_watch.MismatchWatch(rl.mismatch_warning, rl.one_step_off_policy)
+    mismatch = mismatch_watch.MismatchWatch(
+      rl.mismatch_warning, rl.one_step_off_policy, context.samples_int8
+    )
     slow = slow_process.SlowProcessWatch("rl")
     ahead = timer = None
     for step in range(last_step + 1, rl.steps + 1):

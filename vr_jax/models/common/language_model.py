@@ -31,6 +31,7 @@ from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import attention, decoder, kv_cache, layers
+from vr_jax.models.common import int8_weights as int8_lib
 from vr_jax.models.common import packing as packing_lib
 from vr_jax.models.common import slots as slots_lib
 
@@ -232,12 +233,22 @@ class DecoderLanguageModel(nnx.Module):
     place = self.layout.decoding.place
     return jax.tree.map(lambda x: place(x, ("slots", *[None] * (x.ndim - 1))), empty)
 
-  def decoding_params(self) -> PyTree:
+  def decoding_params(self, *, int8_weights: bool = False) -> PyTree:
     """The parameters in the layout of decoding and the dtypes of `layers.cast`.
 
     Adapters keep their dtype, since they are scaled before they are cast. None in place of what
     stays as it is, as the vision tower does.
+
+    int8_weights: the matrices of the decoder's layers as `Int8Matrices`, and adapters as they are.
     """
+
+    def as_integers(axes: tuple[str | None, ...], name: str, x: Array) -> PyTree:
+      inputs = 2 if name in self.text.merged_inputs else 1
+      matrices = int8_lib.quantize(x, inputs=inputs)
+      # The integers move between devices, not the floats.
+      for layout in (self.layout, self.layout.decoding):
+        matrices = jax.tree.map(lambda x, to=layout: to.place(x, axes), matrices)
+      return matrices
 
     def changed(path: tuple, variable: nnx.Variable) -> nnx.Variable:
       name, x = jax.tree_util.keystr(path, simple=True, separator="."), variable.get_value()
@@ -245,6 +256,9 @@ class DecoderLanguageModel(nnx.Module):
         return variable.replace(None)
       is_kept = name.endswith((layers.LORA_A, layers.LORA_B)) or layers.is_stored(name, x)
       axes, layout = variable.get_metadata()["axes"], self.layout.decoding
+      stack, _, bare = name.rpartition(".")
+      if int8_weights and stack == "text.layers" and layers.is_matrix(name, x):
+        return variable.replace(as_integers(axes, bare, x))
       cast = x if is_kept else x.astype(self.text.dtype)
       moves = layout.shards(axes, x.shape) != self.layout.shards(axes, x.shape)
       stays = cast.dtype == x.dtype and not moves

@@ -8,9 +8,9 @@ from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, UInt16
+from jaxtyping import Array, Float, Int8, PyTree, UInt16
 
-from vr_jax.models.common import float32_gradients, stored_weights
+from vr_jax.models.common import float32_gradients, int8_weights, stored_weights
 
 # Large enough that exp(x - max) is 0, small enough that a row without any key stays finite.
 MASKED = -1e30
@@ -21,6 +21,7 @@ UNROLLED = 8  # networks of at most this many layers are unrolled, not scanned
 LORA_A, LORA_B = "_lora_a", "_lora_b"
 
 BIAS = "_bias"  # suffix of a bias, appended to the name of the weight
+SCALE = "_scale"  # likewise of the scale of a matrix of integers (int8_weights.py)
 
 
 def parameter(
@@ -41,11 +42,20 @@ Weights = dict[str, Array | stored_weights.StoredMatrices]
 def arrays(module: nnx.Module) -> dict[str, Array]:
   """Arrays of a module by name, as they are stored.
 
-  The second matrix of an adapter is multiplied by the adapter's scale.
+  The second matrix of an adapter is multiplied by the adapter's scale. A matrix of integers becomes
+  two arrays.
   """
-  found = {n: value[...] for n, value in vars(module).items() if isinstance(value, nnx.Param)}
+  found: dict[str, Array] = {}
   scale = getattr(module, "lora_scale", 1.0)
-  return {n: x * scale if n.endswith(LORA_B) else x for n, x in found.items()}
+  for name, parameter in vars(module).items():
+    if not isinstance(parameter, nnx.Param):
+      continue
+    x = parameter.get_value()
+    if isinstance(x, int8_weights.Int8Matrices):
+      found |= {name: x.values, name + SCALE: x.scale}
+    else:
+      found[name] = x * scale if name.endswith(LORA_B) else x
+  return found
 
 
 def stack(module: nnx.Module, *, platform: str) -> Weights:
@@ -64,22 +74,29 @@ def stack(module: nnx.Module, *, platform: str) -> Weights:
 
 
 def cast(weights: Weights, dtype: jnp.dtype) -> Weights:
-  """Layers in `dtype` that are read many times; frozen matrices stay as they are stored."""
+  """Layers in `dtype` that are read many times.
+
+  Frozen matrices, and those of integers with their scales, stay as they are stored.
+  """
 
   def prepare(
     name: str, x: Array | stored_weights.StoredMatrices
   ) -> Array | stored_weights.StoredMatrices:
     if isinstance(x, stored_weights.StoredMatrices) or is_stored(name, x):
       return x
-    return x.astype(dtype)
+    return x if x.dtype == jnp.int8 or name.endswith(SCALE) else x.astype(dtype)
 
   return {name: prepare(name, x) for name, x in weights.items()}
 
 
 def is_stored(name: str, x: Array) -> bool:
   """Whether the array of this name is a frozen matrix: those alone are stored in bfloat16."""
-  is_matrix = x.ndim > 2 and not name.endswith(("bias", LORA_A, LORA_B))
-  return is_matrix and x.dtype == jnp.bfloat16
+  return is_matrix(name, x) and x.dtype == jnp.bfloat16
+
+
+def is_matrix(name: str, x: Array) -> bool:
+  """Whether the array of this name has the matrices of all layers; an adapter's are no such."""
+  return x.ndim > 2 and not name.endswith(("bias", LORA_A, LORA_B))
 
 
 def chain(
@@ -110,15 +127,17 @@ def precision(dtype: jnp.dtype) -> lax.Precision:
 
 def project(
   x: Float[Array, "..."],
-  weight: Float[Array, "..."] | UInt16[Array, "..."],
+  weight: Float[Array, "..."] | UInt16[Array, "..."] | Int8[Array, "..."],
   *,
   contract: int = 1,
   merge: bool = True,
+  scale: Float[Array, "..."] | None = None,
 ) -> Float[Array, "..."]:
   """Contracts the last `contract` axes of `x` with the first of `weight`, as one matrix product.
 
   weight: in float32, in the dtype of `x`, or a layer of a matrix in bfloat16, as it is stored. A
     float32 weight is rounded to the dtype of `x`; its gradient is summed in float32.
+  scale: of the output channels of a weight in integers.
   merge: reshape the leading axes of `x` into one. On CPU a dot with several free axes is lowered to
     a slow loop; where these axes are sharded, merging them would move data between devices.
   """
@@ -128,7 +147,11 @@ def project(
   inner = math.prod(weight.shape[:contract])
   leading = x.shape[: x.ndim - contract]
   rows = x.reshape(*((-1,) if merge else leading), inner)
-  product = float32_gradients.dot(rows, weight.reshape(inner, -1), precision(x.dtype))
+  matrix, exact = weight.reshape(inner, -1), precision(x.dtype)
+  if scale is None:
+    product = float32_gradients.dot(rows, matrix, exact)
+  else:
+    product = int8_weights.dot(rows, matrix, scale.reshape(matrix.shape[1]), exact)
   return product.reshape(*leading, *weight.shape[contract:])
 
 
@@ -141,7 +164,8 @@ def project_by_name(
   merge: bool = True,
 ) -> Float[Array, "..."]:
   """Projects by the named weight; adds its adapter's low-rank product and its bias, if any."""
-  product = project(x, weights[name], contract=contract, merge=merge)
+  scale = weights.get(name + SCALE)
+  product = project(x, weights[name], contract=contract, merge=merge, scale=scale)
   if name + LORA_A in weights:
     low = project(x, weights[name + LORA_A], contract=contract, merge=merge)
     product = product + project(low, weights[name + LORA_B], merge=merge)
