@@ -39,6 +39,9 @@ _TRAINING = (
   "exploration/",
   "key_frame_",
   "box_iou",
+  "sampling/sampling_logp_difference/",
+  "sampling/k3",
+  "sampling/tis_capped_fraction",
 )
 _SPREADS = ("/std", "/zero_ratio")  # metrics of rewards that are not recorded
 # Overrides of an arm that apply to its evaluation as well.

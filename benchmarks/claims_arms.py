@@ -333,4 +333,33 @@ CLAIMS |= {
     pairs=(("prr", "grpo"), ("naive", "grpo"), ("prr", "naive")),
     curves=(("Process reward, each arm by its own alignment", "rewards/process/mean"),),
   ),
+  "moss_chatv_int8": Claims(
+    config="configs/moss_chatv.py:tiny",
+    seeds=(77, 78, 79, 80, 81),
+    arms=(
+      Arm(name="sft", title="SFT only", overrides=None),
+      Arm(name="floats", title="sampled with the weights as trained", overrides=()),
+      Arm(
+        name="int8",
+        title="sampled with int8 weights",
+        overrides=("--config.rl.sampler_weights=int8",),
+      ),
+    ),
+    columns=(
+      ("accuracy", "accuracy"),
+      ("PRR", "process_reward"),
+      ("true trace consistency", "trace_consistency"),
+      ("reward of training", "training/rewards/total/mean"),
+      ("at last", "last/rewards/total/mean"),
+      ("mean abs(Δ log p), nats", "training/sampling/sampling_logp_difference/mean"),
+      ("p99", "training/sampling/sampling_logp_difference/p99"),
+      ("weights cut", "training/sampling/tis_capped_fraction"),
+      ("reply tokens", "completions/mean_length"),
+    ),
+    pairs=(("int8", "floats"), ("floats", "sft"), ("int8", "sft")),
+    curves=(
+      ("Total reward", "rewards/total/mean"),
+      ("Process reward", "rewards/process/mean"),
+    ),
+  ),
 }
