@@ -12,7 +12,7 @@ import ml_collections
 from launch import costs, expected_time, hlo, programs, roofline, topology
 from vr_jax import errors, records
 from vr_jax.models import interface, registry
-from vr_jax.models.common import flops
+from vr_jax.models.common import flops, rematerialisation
 from vr_jax.parallel import compiler_options
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup, step_shapes
@@ -290,7 +290,7 @@ def _training(forward: flops.Forward, config: ml_collections.ConfigDict) -> tupl
   adapters = config.model.lora.rank > 0
   plain, again = (
     flops.training(forward, vision_frozen=False, base_frozen=adapters, rematerialised=repeated)
-    for repeated in (False, config.model.remat != "none")
+    for repeated in (False, config.model.remat in rematerialisation.REPEATING)
   )
   return plain, again
 

@@ -216,10 +216,10 @@ def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts(f
 
 
 @functools.cache
-def gradient(family, remat, attention=""):
+def gradient(family, remat, **changes):
   """Gradient of a loss on replies as a function of parameters, under a rematerialisation policy."""
   prompt, tokens, valid = inputs(family)
-  config = dataclasses.replace(network(family).config, remat=remat, attention=attention)
+  config = dataclasses.replace(network(family).config, remat=remat, **changes)
   graphdef = builders.graphdef(config)
 
   def loss(params):
@@ -249,13 +249,16 @@ def test_recomputing_layers_changes_no_gradient(family, policy):
 
 @one_family
 def test_policies_compute_again_what_they_say(family):
-  def counted(primitive, attention=""):
+  def counted(primitive, **changes):
     params, names = nnx.state(network(family)), ("none", *rematerialisation.POLICIES)
-    made = {name: jax.make_jaxpr(gradient(family, name, attention))(params) for name in names}
+    made = {name: jax.make_jaxpr(gradient(family, name, **changes))(params) for name in names}
     return {name: _count(jaxpr.jaxpr, primitive) for name, jaxpr in made.items()}
 
-  products, kernels = counted("dot_general"), counted("pallas_call", "splash")
-  assert products["none"] <= products["dots"] < products["attention"] == products["full"], products
+  for dtype in ("float32", "bfloat16"):  # weights are float32
+    products = counted("dot_general", dtype=dtype)
+    counts = [products[name] for name in ("dots", "attention", "full")]
+    assert products["none"] <= counts[0] < counts[1] == counts[2], (dtype, products)
+  kernels = counted("pallas_call", attention="splash")
   assert 0 < kernels["none"] == kernels["dots"] == kernels["attention"] < kernels["full"], kernels
 
 

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 import ml_collections
 
 from vr_jax.envs import registry
-from vr_jax.models.common import flops, weight_mapping
+from vr_jax.models.common import flops, rematerialisation, weight_mapping
 from vr_jax.parallel import accelerators
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import refill_sampler
@@ -195,7 +195,7 @@ def _training_flops(net: model_setup.ModelSetup, work: flops.Forward) -> float:
     work,
     vision_frozen=net.tower_frozen,
     base_frozen=bool(net.adapters),
-    rematerialised=net.model.remat == "full",
+    rematerialised=net.model.remat in rematerialisation.REPEATING,
   )
 
 

@@ -47,7 +47,8 @@ def _dot(rows: Array, weight: Array, precision: lax.Precision) -> Array:
 
 
 def _dot_forward(rows: Array, weight: Array, precision: lax.Precision) -> tuple[Array, Any]:
-  return _dot(rows, weight, precision), (rows, weight)
+  # Not `_dot`: a rematerialisation policy that keeps products has to see this one.
+  return jnp.dot(rows, weight.astype(rows.dtype), precision=precision), (rows, weight)
 
 
 def _dot_backward(precision: lax.Precision, saved: Any, outer: Array) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from vr_jax import errors
 from vr_jax.models.common import attention_splash, layers, stored_weights
 
+REPEATING = ("full", "attention")  # policies that compute matrix products a second time
 _KERNEL = jax.checkpoint_policies.save_only_these_names(attention_splash.KEPT)
 POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
