@@ -73,6 +73,7 @@ class Costs:
   cycles: of the compiler's own schedule, without collectives (launch/schedule.py).
   vector_cycles: of these, those of instructions without a matrix product.
   uncounted: of `passes`, those of kernels whose cycles the compiler does not state.
+  uncounted_bytes: of `bytes`, those of the same kernels.
   transfers: collectives.
   """
 
@@ -82,6 +83,7 @@ class Costs:
   cycles: float = 0.0
   vector_cycles: float = 0.0
   uncounted: float = 0.0
+  uncounted_bytes: float = 0.0
   transfers: list[Transfer] = dataclasses.field(default_factory=list)
 
   def collectives(self, *, between_slices: bool = False) -> dict[str, float]:
@@ -132,8 +134,8 @@ class _Counter:
       has_product = flops > 0
       costs.flops += times * flops
       costs.passes += times * passes
-      if not fused:
-        costs.bytes += times * traffic(self.module, scope.computation, instruction)
+      moved_bytes = 0.0 if fused else traffic(self.module, scope.computation, instruction)
+      costs.bytes += times * moved_bytes
       moved = transfer(scope.computation, instruction, times)
       if moved is not None:
         costs.transfers.append(moved)
@@ -150,7 +152,9 @@ class _Counter:
         cycles = times * schedule.cycles(instruction)
         costs.cycles += cycles
         costs.vector_cycles += 0.0 if has_product else cycles
-        costs.uncounted += 0.0 if cycles or not kernels.is_kernel(instruction) else times * passes
+        if kernels.is_kernel(instruction) and not cycles:
+          costs.uncounted += times * passes
+          costs.uncounted_bytes += times * moved_bytes
       any_product |= has_product
     return any_product
 
@@ -262,8 +266,10 @@ def traffic(
 ) -> float:
   """Bytes of main memory that an instruction reads and writes.
 
-  Of slices and updates in place, only the slice counts.
+  Of slices and updates in place, only the slice counts. Of a kernel, what it says.
   """
+  if (stated := kernels.stated_bytes(instruction)) is not None:
+    return stated
   if instruction.operation in _NO_TRAFFIC or instruction.operation.endswith("-done"):
     return 0.0
   if _NOTHING_MOVES.search(instruction.attributes):

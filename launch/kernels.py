@@ -1,7 +1,8 @@
-"""FLOPs of Pallas kernels: a compiled program's text has only their calls, not their operations.
+"""Costs of Pallas kernels: a compiled program's text has only their calls, not their operations.
 
-Only splash attention is supported. It goes over blocks of queries and keys, and skips blocks that
-are masked out as a whole.
+A kernel may state what a call costs, as that of decoding does
+(vr_jax/models/common/attention_decode_kernel.py). Splash attention does not. It goes over blocks of
+queries and keys, and skips blocks that are masked out as a whole.
 Source: jax.experimental.pallas.ops.tpu.splash_attention, for the matrix products of a block.
 """
 
@@ -23,9 +24,12 @@ def is_kernel(instruction: hlo.Instruction) -> bool:
 def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) -> float:
   """FLOPs of the matrix products of one call.
 
-  All blocks count where the text omits the mask.
+  Of splash attention, all blocks count where the text omits the mask.
   Raises ValueError for an unknown kernel.
   """
+  stated = _stated(instruction, "flops")
+  if stated is not None:
+    return stated
   kind = re.search(r"splash_mha_(fwd|dq|dkv)", instruction.name + instruction.op_name)
   if not kind:
     raise ValueError(
@@ -43,6 +47,20 @@ def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) 
   # The first operand has the order of the keys, the second the blocks that are not masked out.
   mask = loops.origin(module, scope, instruction.operands[1])
   return count * rows * columns * _let_through(mask, every)
+
+
+def stated_bytes(instruction: hlo.Instruction) -> float | None:
+  """Bytes of main memory that a kernel says it reads and writes; None where it doesn't say.
+
+  They may be fewer than those of its operands, of which it may read parts.
+  """
+  return _stated(instruction, "bytes_accessed") if is_kernel(instruction) else None
+
+
+def _stated(instruction: hlo.Instruction, name: str) -> float | None:
+  estimate = re.search(r'"cost_estimate":\{([^}]*)\}', instruction.attributes)
+  number = re.search(rf'"{name}":"?(\d+)', estimate.group(1)) if estimate else None
+  return float(number.group(1)) if number else None
 
 
 def _block(instruction: hlo.Instruction, name: str) -> int:

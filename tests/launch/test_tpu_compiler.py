@@ -13,7 +13,7 @@ import pytest
 from launch import analysis, chips, costs, hlo, programs, report, roofline, topology
 from tests.train import nano
 from vr_jax import errors
-from vr_jax.models.common import attention_splash
+from vr_jax.models.common import attention_decode_kernel, attention_splash
 from vr_jax.parallel import compiler_options
 
 WIDTH = 512
@@ -185,6 +185,33 @@ def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where)
   assert counted(nested, query, segment)[0].flops == 5 * 3 * 2 * product
   assert counted(jax.grad(nested), query, segment)[0].flops == 5 * 3 * 9 * product
   assert counted(jax.grad(attend), query, segment)[0].flops == 9 * product
+
+
+@pytest.mark.parametrize(
+  ("topology_name", "heads", "kv_heads"),
+  [("v5e:2x2", 28, 4), ("v5p:2x2x1", 16, 2), ("v6e:2x2", 32, 8)],  # Qwen2.5-VL-7B, 3B, Qwen3-VL-8B
+)
+def test_the_decode_kernel_counts_what_it_states(topology_name, heads, kv_heads):
+  """A prompt counts once for its replies, a cache of replies as half full, and no whole stack."""
+  alone = jax.sharding.Mesh(np.asarray(topology.find(topology_name).devices[:1]), ("all",))
+  layers, prompts, group, prefix, time, head_dim = 3, 2, 8, 8448, 1024, 128
+  slots = prompts * group
+  numbers = functools.partial(abstract, alone, dtype=jnp.int32)
+  of_prompts, of_slots = (layers, prompts, kv_heads), (layers, slots, kv_heads)
+  arguments = [
+    *(abstract(alone, (slots, n, head_dim)) for n in (heads, kv_heads, kv_heads)),
+    *(numbers((slots,)), numbers((slots,)), numbers(())),
+    *(abstract(alone, (*of_prompts, *rest)) for rest in ((head_dim, prefix), (prefix, head_dim))),
+    numbers((prompts,)),
+    *(abstract(alone, (*of_slots, *rest)) for rest in ((head_dim, time), (time, head_dim))),
+    *(numbers((slots,)), numbers((slots,))),
+  ]
+  once, _ = counted(functools.partial(attention_decode_kernel.step, group=group), *arguments)
+  pairs = heads * slots * (prefix + time // 2)
+  assert once.flops == once.uncounted == 4 * head_dim * pairs
+  keys = 2 * 2 * kv_heads * head_dim * (prompts * prefix + slots * time // 2)
+  assert keys <= once.uncounted_bytes <= 1.05 * keys
+  assert once.bytes <= 1.1 * once.uncounted_bytes  # queries and their rows
 
 
 def test_of_several_slices_gradients_are_reduced_within_each_and_then_exchanged():
