@@ -119,7 +119,7 @@ def compare(minutes: tuple[int, int] = MINUTES, *, side: int, repeats: int) -> d
   """The fields of the JSON line without machine and versions."""
   config = workload.model_config(workload.ISSUE)
   processor = processor_lib.Qwen2_5_VLProcessor(
-    config, workload.BYTES, 28 * 28, side * side, system=""
+    config, workload.byte_tokenizer(config.model_type), 28 * 28, side * side, system=""
   )
   kinds = ("opening", "cold", "warm")
   costs: dict[str, dict[str, list[Cost]]] = {kind: {} for kind in kinds}

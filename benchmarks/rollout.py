@@ -1,6 +1,6 @@
 """Times sampling groups of replies, against transformers' `generate` on repeated prompts.
 
-    python -m benchmarks.rollout
+    python -m benchmarks.rollout [--family=qwen3_vl|tinyllava]
 
 4 prompts of 1,024 video tokens, 8 replies of 128 tokens to each, float32 (bfloat16 on an
 accelerator): vision, prefill and decoding, without a stop token, so that both sides compute all

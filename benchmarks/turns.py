@@ -1,6 +1,6 @@
 """Times episodes of three turns, against a new prefill of the whole conversation each turn.
 
-    python -m benchmarks.turns [--family=qwen3_vl]
+    python -m benchmarks.turns [--family=qwen3_vl|tinyllava]
 
 8 prompts x 4 episodes, float32: 16 frames of 64 tokens each, a reply of 128 tokens, 8 frames of a
 pool of 128, a reply, 8 more, the last reply. There is no stop token, so that all sides compute all
@@ -142,7 +142,9 @@ def make(
   devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] a C++ class
 ) -> Setting:
   """Weights and pixels at random, from one seed. devices: None for JAX's first device."""
-  config, devices = workload.model_config(sizes), devices or jax.devices()[:1]
+  # Frames come one by one: a resampler has as many queries as one of them has tokens.
+  config = workload.model_config(dataclasses.replace(sizes, frames=1))
+  devices = devices or jax.devices()[:1]
   mesh = mesh_lib.make_mesh((len(devices), 1, 1, 1), devices)
   layout = mesh_lib.MeshLayout(mesh)
   make_model = registry.family_of(config).make_model
@@ -156,6 +158,7 @@ def make(
   work = workload.Work(
     sizes=sizes,
     config=config,
+    own=own,
     graphdef=graphdef,
     params=jax.device_put(params, mesh_lib.replicated(mesh)),
     encoded=encoded,
@@ -329,7 +332,7 @@ def compare(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the comparison and prints its line. Qwen3-VL is compared with our other side alone."""
+  """Runs the comparison and prints its line. Other families have our sides alone."""
   cpu_devices.set_number(2)
   about = measure.About("torch", "transformers")
   sizes, names = workload.of_family(SIZES, argv, SIDES)

@@ -7,6 +7,7 @@ stated for; tests use smaller ones.
 import argparse
 from collections.abc import Sequence
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -16,16 +17,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 import ml_collections
 import numpy as np
+import tokenizers
 
 from vr_jax import records
 from vr_jax.models import interface, registry
 from vr_jax.models.common import export, prompts
 from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import processor, tokenizer
 from vr_jax.models.qwen3_vl import config as qwen3_config
+from vr_jax.models.tinyllava import config as tinyllava_config
 
-BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
 # Between two temporal patches. After a long video, transformers gives a reply other positions in
 # `forward` than in `generate`; ours are the latter. With this value the two are the same.
 SECONDS = 0.25
@@ -36,9 +37,9 @@ SYSTEM = "You are a helpful assistant."
 class WorkloadSizes:
   """The sizes of a model and its batch.
 
-  family: model_type of the model.
-  frames: temporal patches of a prompt.
-  side: patches along each side of a temporal patch.
+  family: model_type of the model, one of `CONFIGS`.
+  frames: temporal patches of a prompt; images of it, if one frame of the tower has all of a video.
+  side: patches along each side of them.
   text: words around the video.
   """
 
@@ -62,8 +63,9 @@ class WorkloadSizes:
 
   @property
   def blocks(self) -> int:
-    """Runs of video tokens in a prompt."""
-    return self.frames if self.family == qwen3_config.MODEL_TYPE else min(self.frames, 1)
+    """Runs of video tokens in a prompt that have a special token before and behind them."""
+    counts = {qwen3_config.MODEL_TYPE: self.frames, tinyllava_config.MODEL_TYPE: 0}
+    return counts.get(self.family, min(self.frames, 1))
 
   @property
   def video_tokens(self) -> int:
@@ -96,23 +98,23 @@ ISSUE = WorkloadSizes(
 )
 
 
-def model_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig | qwen3_config.Qwen3VLConfig:
-  """The model of these sizes, float32.
+@functools.cache
+def byte_tokenizer(model_type: str) -> tokenizers.Tokenizer:
+  """A tokenizer of bytes and a family's special tokens."""
+  return registry.family(model_type).train_tokenizer([], 512)
 
-  As in the releases, every fourth layer of Qwen2.5-VL's vision tower has full attention. Of
-  Qwen3-VL's, the first three layers give features to the text layers.
-  """
-  if sizes.family == qwen3_config.MODEL_TYPE:
-    return _qwen3_config(sizes)
+
+def model_config(sizes: WorkloadSizes) -> Any:
+  """The model of these sizes, float32."""
+  return CONFIGS[sizes.family](sizes)
+
+
+def _qwen2_5_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig:
+  """As in the releases, every fourth layer of the vision tower has full attention."""
   eighth = sizes.embed // sizes.heads // 8
   return config_lib.Qwen2_5_VLConfig(
     text=config_lib.TextConfig(
-      vocab_size=sizes.vocabulary,
-      hidden_size=sizes.embed,
-      intermediate_size=sizes.mlp,
-      num_hidden_layers=sizes.layers,
-      num_attention_heads=sizes.heads,
-      num_key_value_heads=sizes.kv_heads,
+      **_text_sizes(sizes),
       mrope_section=(4 * eighth - 2 * (3 * eighth // 2), 3 * eighth // 2, 3 * eighth // 2),
     ),
     vision=config_lib.VisionConfig(
@@ -123,25 +125,18 @@ def model_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig | qwen3_co
       out_hidden_size=sizes.embed,
       fullatt_block_indexes=tuple(range(3, sizes.vision_layers, 4)),
     ),
-    image_token_id=_token_id("<|image_pad|>"),
-    video_token_id=_token_id("<|video_pad|>"),
-    vision_start_token_id=_token_id("<|vision_start|>"),
-    vision_end_token_id=_token_id("<|vision_end|>"),
     tie_word_embeddings=True,
+    **_token_ids(sizes),
   )
 
 
 def _qwen3_config(sizes: WorkloadSizes) -> qwen3_config.Qwen3VLConfig:
+  """The first three layers of the vision tower give features to the text layers."""
   head_dim = sizes.embed // sizes.heads
   minor = head_dim // 2 * 5 // 16
   return qwen3_config.Qwen3VLConfig(
     text=qwen3_config.Qwen3TextConfig(
-      vocab_size=sizes.vocabulary,
-      hidden_size=sizes.embed,
-      intermediate_size=sizes.mlp,
-      num_hidden_layers=sizes.layers,
-      num_attention_heads=sizes.heads,
-      num_key_value_heads=sizes.kv_heads,
+      **_text_sizes(sizes),
       head_dim=head_dim,
       mrope_section=(head_dim // 2 - 2 * minor, minor, minor),
     ),
@@ -153,28 +148,70 @@ def _qwen3_config(sizes: WorkloadSizes) -> qwen3_config.Qwen3VLConfig:
       out_hidden_size=sizes.embed,
       deepstack_visual_indexes=tuple(range(min(3, sizes.layers, sizes.vision_layers))),
     ),
-    image_token_id=_token_id("<|image_pad|>"),
-    video_token_id=_token_id("<|video_pad|>"),
-    vision_start_token_id=_token_id("<|vision_start|>"),
-    vision_end_token_id=_token_id("<|vision_end|>"),
     tie_word_embeddings=True,
+    **_token_ids(sizes),
   )
 
 
-def _token_id(token: str) -> int:
-  number = BYTES.token_to_id(token)
-  if number is None:
-    raise ValueError(f"workload: the tokenizer has no {token}")
-  return number
+def _tinyllava_config(sizes: WorkloadSizes) -> tinyllava_config.TinyLlavaConfig:
+  """A resampler of three layers, as released, whose queries are a prompt's video tokens."""
+  vision = tinyllava_config.SiglipConfig(
+    num_hidden_layers=sizes.vision_layers,
+    hidden_size=sizes.vision_embed,
+    intermediate_size=sizes.vision_mlp,
+    num_attention_heads=sizes.vision_heads,
+    patch_size=14,
+    image_size=14 * sizes.side,
+    feature_layer=-1,
+  )
+  return tinyllava_config.TinyLlavaConfig(
+    text=tinyllava_config.PhiConfig(**_text_sizes(sizes)),
+    vision=vision,
+    resampler=tinyllava_config.ResamplerConfig(queries=max(1, sizes.video_tokens), layers=3),
+    max_position_embeddings=sizes.prefix + sizes.time,
+    end_token_id=_token_ids(sizes)["eos_token_id"],
+  )
+
+
+CONFIGS = {
+  config_lib.MODEL_TYPE: _qwen2_5_config,
+  qwen3_config.MODEL_TYPE: _qwen3_config,
+  tinyllava_config.MODEL_TYPE: _tinyllava_config,
+}
+
+
+def _text_sizes(sizes: WorkloadSizes) -> dict[str, int]:
+  return {
+    "vocab_size": sizes.vocabulary,
+    "hidden_size": sizes.embed,
+    "intermediate_size": sizes.mlp,
+    "num_hidden_layers": sizes.layers,
+    "num_attention_heads": sizes.heads,
+    "num_key_value_heads": sizes.kv_heads,
+  }
+
+
+def _token_ids(sizes: WorkloadSizes) -> dict[str, int]:
+  fields = registry.family(sizes.family).tokenizer_fields(byte_tokenizer(sizes.family))
+  return {name: number for name, number in fields.items() if name != "vocab_size"}
+
+
+def tower_shape(sizes: WorkloadSizes, config: interface.ModelConfig) -> tuple[int, int]:
+  """Frames that the tower reads of a prompt's video, and patches of each."""
+  shapes = config.vision_shapes
+  images = sizes.frames * (shapes.images_per_frame or 1)
+  patches = shapes.most_patches(images, sizes.side**2 * shapes.pixels_per_patch)
+  return shapes.count_frames(images), patches
 
 
 def forward_flops(sizes: WorkloadSizes) -> flops_lib.Forward:
   """FLOPs of one forward pass over one prompt and its group, in the group layout."""
   config = model_config(sizes)
+  frames, patches = tower_shape(sizes, config)
   return registry.family_of(config).forward_flops(
     config,
-    frames=sizes.frames,
-    patches=sizes.side**2,
+    frames=frames,
+    patches=patches,
     prefix=sizes.prefix,
     group=sizes.group,
     time=sizes.time,
@@ -183,19 +220,18 @@ def forward_flops(sizes: WorkloadSizes) -> flops_lib.Forward:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-  """A random model and its prompts, each as one conversation and all as a batch."""
+  """A random model and its prompts, each as one conversation and all as a batch.
+
+  own: the model's processor.
+  """
 
   sizes: WorkloadSizes
   config: Any
+  own: Any
   graphdef: nnx.GraphDef
   params: PyTree
   encoded: tuple[prompts.EncodedPrompt, ...]
   prompt: records.Prompt
-
-  @property
-  def media_tokens(self) -> tuple[int, ...]:
-    """Placeholder tokens for pixels."""
-    return tuple(_token_id(token) for token in processor.MEDIA_TOKENS)
 
   @property
   def forbidden(self) -> tuple[int, ...]:
@@ -203,7 +239,7 @@ class Work:
 
     A conversation goes on differently behind a reply that ended its turn itself.
     """
-    own = (*self.media_tokens, _token_id("<|im_end|>"))
+    own = (*self.own.media_tokens, self.own.end_token)
     return (*own, self.sizes.vocabulary - 2, self.sizes.vocabulary - 1)
 
   @property
@@ -231,18 +267,21 @@ def make(sizes: WorkloadSizes, *, remat: str = "none") -> Work:
   """Random weights, pixels and words, from one seed. remat: see `rematerialisation.py`."""
   config = dataclasses.replace(model_config(sizes), remat=remat, dtype=platform_dtype())
   graphdef, params = nnx.split(registry.family_of(config).make_model(config, rngs=nnx.Rngs(0)))
-  own = make_processor(config, 4 * 28 * 28, 1024 * 28 * 28)
+  pixels = (sizes.side * config.vision.patch_size) ** 2
+  own = make_processor(config, pixels, pixels)
   rng = np.random.default_rng(0)
   encoded = tuple(_conversation(sizes, own, rng, f"prompt {i}") for i in range(sizes.prompts))
+  frames, patches = tower_shape(sizes, config)
   batch = own.collate(
     encoded,
     prefix_buckets=(sizes.prefix,),
-    frame_buckets=(sizes.frames,),
-    patch_buckets=(sizes.side**2,),
+    frame_buckets=(frames,),
+    patch_buckets=(patches,),
   )
   return Work(
     sizes=sizes,
     config=config,
+    own=own,
     graphdef=graphdef,
     params=params,
     encoded=encoded,
@@ -263,7 +302,8 @@ def make_processor(
     "resize_backend": "torchvision",
   }
   family = registry.family_of(config)
-  return family.make_processor(config, BYTES, ml_collections.ConfigDict(section))
+  words = byte_tokenizer(config.model_type)
+  return family.make_processor(config, words, ml_collections.ConfigDict(section))
 
 
 def _conversation(
@@ -274,17 +314,21 @@ def _conversation(
   words = rng.integers(1, 256, sizes.text)
   if not sizes.frames:
     return own.join(words.astype(np.int32), [], [], name=name)
-  video = [config.video_token_id] * (sizes.video_tokens // sizes.blocks)
-  middle = [config.vision_start_token_id, *video, config.vision_end_token_id] * sizes.blocks
+  if sizes.blocks:
+    video = [config.video_token_id] * (sizes.video_tokens // sizes.blocks)
+    middle = [config.vision_start_token_id, *video, config.vision_end_token_id] * sizes.blocks
+  else:
+    middle = [config.image_token_id] * sizes.video_tokens
   tokens = np.array([*words[:before], *middle, *words[before:]], np.int32)
+  frames, patches = tower_shape(sizes, config)
   grid = prompts.Grid(
     kind=records.Kind.VIDEO,
-    frames=sizes.frames,
-    height=sizes.side,
+    frames=frames,
+    height=patches // sizes.side,
     width=sizes.side,
     seconds=SECONDS,
   )
-  shape = (sizes.frames, sizes.side**2, config.vision.patch_dim)
+  shape = (frames, patches, config.vision.patch_dim)
   return own.join(tokens, [grid], [rng.integers(0, 256, shape, np.uint8)], name=name)
 
 
@@ -319,7 +363,7 @@ def of_family(
   The PyTorch sides know Qwen2.5-VL alone.
   """
   parser = argparse.ArgumentParser(allow_abbrev=False)
-  parser.add_argument("--family", choices=("qwen2_5_vl", "qwen3_vl"), default="qwen2_5_vl")
+  parser.add_argument("--family", choices=tuple(CONFIGS), default=sizes.family)
   family = parser.parse_args(list(flags)).family
-  kept = tuple(side for side in sides if side != "torch" or family == "qwen2_5_vl")
+  kept = tuple(side for side in sides if side != "torch" or family == config_lib.MODEL_TYPE)
   return dataclasses.replace(sizes, family=family), kept

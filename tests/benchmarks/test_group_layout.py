@@ -38,7 +38,10 @@ TEXT = dataclasses.replace(TOY, frames=0)
 
 @pytest.mark.parametrize(
   ("family", "dtype"),
-  [*(("qwen2_5_vl", dtype) for dtype in group_update.TOLERANCES), ("qwen3_vl", "float32")],
+  [
+    *(("qwen2_5_vl", dtype) for dtype in group_update.TOLERANCES),
+    *((family, "float32") for family in workload.CONFIGS if family != "qwen2_5_vl"),
+  ],
 )
 def test_an_update_of_groups_has_the_loss_and_the_gradients_of_the_replicated_one(
   monkeypatch, family, dtype
@@ -78,8 +81,11 @@ def test_both_sides_compute_in_float32_on_a_cpu_and_in_bfloat16_on_an_accelerato
   assert json.loads((tmp_path / "model" / "config.json").read_text())["torch_dtype"] == dtype
 
 
-def test_replies_are_sampled_to_their_end_and_counted():
-  found = rollout.compare(TEXT, names=("ours",), repeats=1)
+@pytest.mark.parametrize(
+  "sizes", [TEXT, dataclasses.replace(TOY, family="tinyllava")], ids=lambda sizes: sizes.family
+)
+def test_replies_are_sampled_to_their_end_and_counted(sizes):
+  found = rollout.compare(sizes, names=("ours",), repeats=1)
   assert found["greedy"]["same_tokens"] == 1
   assert found["tokens_per_second"]["ours"] > 0
   json.dumps(found)

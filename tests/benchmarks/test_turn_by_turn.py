@@ -29,10 +29,13 @@ TOY = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_episodes_are_those_of_a_loop_that_starts_again_each_turn(devices):
+@pytest.mark.parametrize(
+  ("family", "devices"), [("qwen2_5_vl", 1), ("qwen2_5_vl", 2), ("qwen3_vl", 1), ("tinyllava", 1)]
+)
+def test_episodes_are_those_of_a_loop_that_starts_again_each_turn(family, devices):
   sides, devices = ("ours", "again"), jax.devices()[:devices]
-  found = turns.compare(TOY, pool=6, shown=2, turns=2, names=sides, repeats=1, devices=devices)
+  sizes = dataclasses.replace(TOY, family=family)
+  found = turns.compare(sizes, pool=6, shown=2, turns=2, names=sides, repeats=1, devices=devices)
   assert set(found["seconds"]) == {"ours", "again"}
   assert set(found["ratio"]) == {"over_again"}
   assert found["greedy"]["again"]["same_tokens"] > 0.5
