@@ -6,16 +6,17 @@ reasoning steps (subsequence DTW).
     tiny   Data: simulated videos. Network: random, 1 M parameters. Device: two cores of a CPU. It
            takes 10 minutes and 2.2 GB. Result: docs/claims.md.
     tiny_qwen3vl
-           The same with a random network of Qwen3-VL's kind, 1 M parameters.
+           The same with a random network of Qwen3-VL's kind, 1 M parameters. Result:
+           docs/claims/moss_chatv_qwen3vl.md.
     tiny_phi2
            The same with a random network of the kind of TinyLLaVA-Video with Phi-2, 1.3 M
-           parameters. With 800 videos and 80 steps of RL its accuracy went from 53 to 64 % (64
-           questions, one seed); more is not yet measured.
+           parameters. Result: docs/claims/moss_chatv_phi2.md.
     tiny_wordings
-           tiny with four wordings of questions and reference steps. Result: not yet measured.
+           tiny with four wordings of questions and reference steps. Result:
+           docs/claims/moss_chatv_wording.md.
     tiny_steps
            tiny with references of five to ten steps, and room for longer replies. Result: not yet
-           measured.
+           measured; docs/claims/moss_chatv_steps/notes.md says what is expected.
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video. Device: v5e-16 or v6e-8. Planned for v5e-16: 10 of
            17 GB a chip, 8 s a step. Result: not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on MOSS-Video, the paper's headline. Device: v5p-16 or v6e-32. By
