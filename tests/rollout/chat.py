@@ -30,8 +30,9 @@ SIZES = dataclasses.replace(
   vision_mlp=32,
 )
 CONFIG = workload.model_config(SIZES)
-PROCESSOR = processor.Qwen2_5_VLProcessor(CONFIG, workload.BYTES, 28 * 28, 56 * 56, system="")
-END = workload.BYTES.token_to_id("<|im_end|>")
+BYTES = workload.byte_tokenizer(SIZES.family)
+PROCESSOR = processor.Qwen2_5_VLProcessor(CONFIG, BYTES, 28 * 28, 56 * 56, system="")
+END = BYTES.token_to_id("<|im_end|>")
 assert END is not None
 STOPS = (END, *range(40, 80))  # many, so that replies are ragged
 ALLOWED = jnp.arange(SIZES.vocabulary) < 256

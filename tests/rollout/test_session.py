@@ -10,7 +10,6 @@ import zlib
 import jax
 import pytest
 
-from benchmarks import workload
 from tests.rollout import chat
 from vr_jax import errors, records, rollout
 from vr_jax.envs import video_mtr
@@ -58,7 +57,7 @@ class Held(Pool):
 
 
 def _session(pool=None, says=Speaker.says, **changes):
-  speaker = Speaker(chat.CONFIG, workload.BYTES, 28 * 28, 28 * 28, system="")
+  speaker = Speaker(chat.CONFIG, chat.BYTES, 28 * 28, 28 * 28, system="")
   speaker.says = says
   graphdef, params = chat.network()
   fields = {
