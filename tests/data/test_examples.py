@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -5,6 +7,7 @@ import sys
 from hypothesis import given, strategies
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vr_jax import records
@@ -94,17 +97,58 @@ any_example = strategies.builds(
   source=texts,
   observation=texts,
   reasoning=texts,
+  extra=strategies.dictionaries(texts, texts | strategies.integers(), max_size=2),
   object_track=strategies.none() | tracks,
 )
 
 
 @given(any_example)
-def test_an_example_survives_its_features(value):
-  serialised = FEATURES.serialize_example(examples._to_features(value))
-  assert examples._from_record(serialised) == value
+def test_an_example_survives_its_record(value):
+  assert examples._from_record(examples._to_record(value)) == value
 
 
-FEATURES = examples._dataset_info(pathlib.Path("unused")).features
+@given(any_example)
+def test_a_record_is_the_one_that_tfds_makes(value):
+  """As a message: the order of its fields says nothing. A NaN is not equal to itself."""
+  features = examples._dataset_info(pathlib.Path("unused")).features
+  theirs = tf_example_pb2.Example.FromString(features.serialize_example(_tfds_features(value)))
+  ours = tf_example_pb2.Example.FromString(examples._to_record(value))
+  pairs = [each.features.feature.pop("track/boxes").float_list.value for each in (ours, theirs)]
+  np.testing.assert_array_equal(*pairs)
+  assert ours == theirs
+
+
+def _tfds_features(value):
+  """An example as the features of TFDS take it."""
+
+  def micro(*times):
+    return [round(time * 1_000_000) for time in times]
+
+  track = value.object_track
+  return {
+    **{
+      field: getattr(value, field)
+      for field in (
+        *("id", "video", "question", "answer", "problem_type", "source"),
+        *("observation", "reasoning"),
+      )
+    },
+    "extra": json.dumps(dict(value.extra)) if value.extra else "",
+    "options": list(value.options),
+    "shown": micro(value.shown.start, value.shown.end),
+    "masked": [micro(value.masked.start, value.masked.end)] if value.masked else [],
+    "relevant": [micro(span.start, span.end) for span in value.relevant],
+    "steps": [{"text": step.text, "span": micro(step.start, step.end)} for step in value.steps],
+    "states": [
+      {**dataclasses.asdict(state), "time": micro(state.time)[0]} for state in value.states
+    ],
+    "track": {
+      "size": [track.height, track.width] if track else [],
+      "times": micro(*track.times.tolist()) if track else [],
+      "boxes": track.boxes.ravel().tolist() if track else [],
+      "instances": list(track.instances) if track else [],
+    },
+  }
 
 
 @pytest.mark.parametrize(
@@ -116,7 +160,7 @@ def test_other_fields_of_an_annotation_come_back_as_they_were(tmp_path, extra):
 
 
 def test_a_data_set_of_the_version_before_object_tracks_is_read_without_them(tmp_path):
-  record = FEATURES.serialize_example(examples._to_features(example()))
+  record = examples._to_record(example())
   old = tf_example_pb2.Example.FromString(record)
   for field in [name for name in old.features.feature if name.startswith("track/")]:
     del old.features.feature[field]
@@ -127,7 +171,7 @@ def test_a_data_set_of_the_version_before_object_tracks_is_read_without_them(tmp
 
 
 def test_a_data_set_of_the_version_before_extra_fields_is_read_without_them(tmp_path):
-  record = FEATURES.serialize_example(examples._to_features(example(extra={"a": 1})))
+  record = examples._to_record(example(extra={"a": 1}))
   old = tf_example_pb2.Example.FromString(record)
   del old.features.feature["extra"]
   assert examples._from_record(old.SerializeToString()) == example()
@@ -141,7 +185,7 @@ def test_a_data_set_of_the_version_before_traces_is_read_without_them(tmp_path):
   examples.write(tmp_path, {"train": [example(observation="seen", reasoning="thought")]})
   versions = tmp_path / "moss_video"
   (versions / "1.3.0").rename(versions / "1.0.0")
-  record = FEATURES.serialize_example(examples._to_features(example(observation="seen")))
+  record = examples._to_record(example(observation="seen"))
   old = tf_example_pb2.Example.FromString(record)
   for field in ("observation", "reasoning"):
     del old.features.feature[field]
@@ -164,6 +208,33 @@ def test_examples_are_read_back_in_any_order(tmp_path):
   assert [train[index].id for index in (6, 0, 3)] == ["6", "0", "3"]
   assert examples.ExampleSource(tmp_path, "test")[0] == written["test"][0]
   assert len(examples.ExampleSource(tmp_path, "validation")) == 0
+
+
+def test_the_files_are_those_that_tfds_would_write(tmp_path, monkeypatch):
+  monkeypatch.setattr(examples, "_EXAMPLES_PER_SHARD", 3)
+  splits = {"train": [example(id=str(index)) for index in range(7)], "test": []}
+  examples.write(tmp_path / "ours", {split: iter(part) for split, part in splits.items()})
+  ours, theirs = (tmp_path / name / "moss_video" / "1.3.0" for name in ("ours", "theirs"))
+  theirs.mkdir(parents=True)
+  writer = tfds.core.SequentialWriter(
+    examples._dataset_info(theirs), max_examples_per_shard=3, file_format="array_record"
+  )
+  writer.initialize_splits(list(splits))
+  writer.add_examples({split: list(map(_tfds_features, part)) for split, part in splits.items()})
+  writer.close_all()
+  names = sorted(path.name for path in ours.iterdir())
+  assert names == sorted(path.name for path in theirs.iterdir()) and len(names) == 5
+  infos = [json.loads((each / "dataset_info.json").read_text()) for each in (ours, theirs)]
+  assert infos[0] == infos[1]
+  assert (ours / "features.json").read_text() == (theirs / "features.json").read_text()
+  for root in ("ours", "theirs"):
+    source = examples.ExampleSource(tmp_path / root, "train")
+    assert list(source) == splits["train"]
+
+
+def test_a_text_that_is_no_utf_8_is_named(tmp_path):
+  with pytest.raises(InputError, match=r"example 'half': cannot be written: .*surrogates"):
+    examples.write(tmp_path, {"train": [example(id="half", question="\ud800")]})
 
 
 def test_tensorflow_is_not_needed_and_plain_tfds_reads_what_is_written(tmp_path):
