@@ -232,6 +232,35 @@ def test_the_files_are_those_that_tfds_would_write(tmp_path, monkeypatch):
     assert list(source) == splits["train"]
 
 
+def test_examples_in_order_are_those_at_each_index(tmp_path, monkeypatch):
+  monkeypatch.setattr(examples, "_READ_AT_ONCE", 4)
+  monkeypatch.setattr(examples, "_EXAMPLES_PER_SHARD", 6)
+  written = [example(id=str(index), video=f"{index % 3}.mp4") for index in range(11)]
+  examples.write(tmp_path, {"train": written})
+  source = examples.ExampleSource(tmp_path, "train")
+  assert [source[index] for index in range(11)] == list(source) == written
+  outlines = [(each.id, each.video, each.shown) for each in source.outlines()]
+  assert outlines == [(each.id, each.video, each.shown) for each in written]
+  assert list(source.about({"1.mp4"})) == written[1::3]
+
+
+def test_examples_before_a_damaged_one_are_read_and_it_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(examples, "_READ_AT_ONCE", 4)
+  letters = np.random.default_rng(0).integers(97, 123, (11, 20_000), np.uint8)  # hard to compress
+  written = [example(id=str(row), question=letters[row].tobytes().decode()) for row in range(11)]
+  examples.write(tmp_path, {"train": written})
+  (shard,) = tmp_path.rglob("*array_record*")
+  content = bytearray(shard.read_bytes())
+  content[80_000:80_064] = bytes(64)
+  shard.write_bytes(content)
+  source, read = examples.ExampleSource(tmp_path, "train"), []
+  with pytest.raises(InputError) as error:
+    read.extend(example.id for example in source)
+  assert read == ["0", "1", "2", "3", "4", "5"]
+  assert "(train): record 6 is damaged" in str(error.value)
+  assert source[7] == written[7]
+
+
 def test_a_text_that_is_no_utf_8_is_named(tmp_path):
   with pytest.raises(InputError, match=r"example 'half': cannot be written: .*surrogates"):
     examples.write(tmp_path, {"train": [example(id="half", question="\ud800")]})

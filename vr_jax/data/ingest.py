@@ -189,7 +189,8 @@ def _hash_annotations(annotation_file: Path) -> dict[str, str]:
 
 def _hash_file(path: Path) -> str:
   try:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 

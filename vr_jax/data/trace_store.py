@@ -150,8 +150,7 @@ def assemble(output: Path, source: Path, chunks: Sequence[TraceChunk]) -> Mappin
 
   atomic.write_json_lines(output / "traces.jsonl", accepted())
   atomic.write_json_lines(output / "rejected.jsonl", rejected())
-  test = examples.ExampleSource(source, "test")
-  _write_shards(output, source, {**splits, "test": [test[index] for index in range(len(test))]})
+  _write_shards(output, source, {**splits, "test": examples.ExampleSource(source, "test")})
   atomic.write_json_lines(output / _SUMMARY, [counts])
   return counts
 
@@ -198,7 +197,9 @@ def _read_outcomes(
 
 
 def _write_shards(
-  output: Path, source: Path, splits: Mapping[str, Sequence[records.Example]]
+  output: Path,
+  source: Path,
+  splits: Mapping[str, Sequence[records.Example] | examples.ExampleSource],
 ) -> None:
   shards = output / "shards"
   atomic.finish_move(shards)

@@ -136,10 +136,9 @@ class BatchBuilder:
     if not len(source):
       fraction = "" if split == "train" else f"; see config.data.{split}_fraction"
       raise errors.InputError(f"{source}: holds no example{fraction}")
-    left_out = self.checks.find_unusable(supervised=view == "supervised").get(split, ())
-    kept = [index for index in range(len(source)) if index not in left_out]
-    if by_length:
-      kept.sort(key=lambda index: _curriculum_key(source[index], self.config.seed))
+    left_out = self.checks.find_unusable(supervised=view == "supervised").get(split, frozenset())
+    order = _curriculum(source, self.config.seed) if by_length else np.arange(len(source))
+    kept = order[~np.isin(order, sorted(left_out))]
     process_index, process_count = mesh_lib.process_shard(self.mesh)
     size = batch_size // process_count
     rule = paths.sampling_rule(self.config.data)
@@ -362,15 +361,20 @@ def reply_arrays(
   return tokens, valid
 
 
-def _seconds(example: records.Example) -> float:
+def _seconds(outline: examples.ExampleOutline) -> float:
   """The length of the part of the video that is shown, in seconds."""
-  return example.shown.end - example.shown.start
+  return outline.shown.end - outline.shown.start
 
 
-def _curriculum_key(example: records.Example, seed: int) -> tuple[float, int]:
-  """Sort key of a curriculum by length.
+def _curriculum(source: examples.ExampleSource, seed: int) -> Int[np.ndarray, "examples"]:
+  """The indices of a split from the shortest to the longest part of a video that is shown.
 
   The order of examples of the same length is random, since questions about one video are stored
   next to each other.
   """
-  return _seconds(example), zlib.crc32(f"{seed} {example.id}".encode())
+  keys = np.fromiter(
+    ((_seconds(each), zlib.crc32(f"{seed} {each.id}".encode())) for each in source.outlines()),
+    dtype=[("seconds", np.float64), ("random", np.uint32)],
+    count=len(source),
+  )
+  return np.lexsort((keys["random"], keys["seconds"]))

@@ -188,7 +188,7 @@ class Checks(ReferenceChecks):
     if not dropped:
       return left_out
     source = examples.ExampleSource(self.shards, "train")
-    filtered = {index for index in range(len(source)) if source[index].video in dropped}
+    filtered = {index for index, each in enumerate(source.outlines()) if each.video in dropped}
     left_out = {**left_out, "train": left_out.get("train", frozenset()) | filtered}
     if len(left_out["train"]) == len(source):
       raise errors.InputError(

@@ -5,6 +5,7 @@ Where the recipe asks for it, this stage trains the tokenizer as well.
 
 from collections.abc import Iterable
 import functools
+import itertools
 import json
 import math
 from pathlib import Path
@@ -239,4 +240,5 @@ def train_tokenizer(
   )
   # Words of the chat template and tags of replies, repeated so that each becomes a single token.
   markup = [*family.template_words, *environment.tags] * 1000
-  return family.train_tokenizer([*texts, *markup], model_setup.model_of(config).vocab_size)
+  all_texts = itertools.chain(texts, markup)
+  return family.train_tokenizer(all_texts, model_setup.model_of(config).vocab_size)

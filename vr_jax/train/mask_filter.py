@@ -137,10 +137,9 @@ def _wanted_instances(shards: Path) -> dict[str, tuple[str, ...]]:
   """The instances that queries ask for, by video, sorted."""
   found: dict[str, set[str]] = {}
   for split in examples.SPLITS:
-    source = examples.ExampleSource(shards, split)
-    for index in range(len(source)):
-      if track := source[index].object_track:
-        found.setdefault(source[index].video, set()).update(track.instances)
+    for example in examples.ExampleSource(shards, split):
+      if track := example.object_track:
+        found.setdefault(example.video, set()).update(track.instances)
   return {video: tuple(sorted(found[video])) for video in sorted(found)}
 
 

@@ -80,7 +80,7 @@ def freeze_step_embedder(context: RunContext, params: Callable[[], PyTree]) -> N
   """
   if context.step_embedder is not None and not context.step_embedder.is_frozen:
     source = examples.ExampleSource(context.data, "train")
-    context.step_embedder.freeze(context, params(), (source[i] for i in range(len(source))))
+    context.step_embedder.freeze(context, params(), source)
 
 
 def make_run_context(
