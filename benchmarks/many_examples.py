@@ -6,9 +6,9 @@ Makes data sets of these sizes, with four questions a video and 8 frames of 64 x
 copies of a few simulated ones; then runs two steps of the warm start of `moss_chatv:tiny` on each,
 in a process of its own, with programs that are compiled already. Prints a JSON line for each size:
 the seconds that the data set took to write, unless it was there; those from the start of the
-process to the end of the first step, imports included; the peak of its resident memory, and how
-much more that is than with the smallest size. The goal for a million: a start of 60 s, and less
-than 1 KiB an example.
+process to the end of the first step, imports included, and those that cores have worked for all of
+the process; the peak of its resident memory, and how much more that is than with the smallest size.
+The goal for a million: a start of 60 s, and less than 1 KiB an example.
 
 What ingestion checked stays checked: that examples fit the recipe is known from its file.
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import dataclasses
 import json
 from pathlib import Path
+import resource
 import shutil
 import subprocess
 import sys
@@ -87,17 +88,22 @@ def _extracted(store: frame_store.FrameStore, video: str) -> video_file.Extracte
 
 
 def time_start(run: Path, data: Path) -> dict[str, float]:
-  """Runs the warm start; returns the seconds to the end of the first step, and the peak in MiB."""
+  """Runs the warm start; returns seconds to the end of the first step, of cores, and peak MiB."""
   words = _words(run, data, "sft", f"--config.sft.steps={STEPS}")
   config, workdir, _ = main.parse_flags(words)
   checked = run_context.make_example_checks(config, workdir).result_file
   atomic.write_json_lines(checked, [ALL_FIT])
-  begun = time.time()
+  begun, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
   _run(run, data, "sft", f"--config.sft.steps={STEPS}")
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
   values = metrics.read(run / "metrics.jsonl")[-1]["values"]
   lines = (run / "health" / "times.jsonl").read_text().splitlines()
   first = next(x for x in map(json.loads, filter(None, lines)) if x["event"] == "step")
-  return {"seconds": first["time"] - begun, "peak_mib": values["perf/host_peak_mib"]}
+  return {
+    "seconds": first["time"] - begun,
+    "core_seconds": sum(after[:2]) - sum(before[:2]),  # user and system
+    "peak_mib": values["perf/host_peak_mib"],
+  }
 
 
 def _words(run: Path, data: Path, mode: str, *flags: str) -> list[str]:
