@@ -281,8 +281,7 @@ def _shrink_activations(plan: analysis.SlicePlan, one: analysis.Analysis) -> lis
     and ways * plan.config.rl.log_prob_microbatches < step_shapes.prompts,
     "lower rl.batch_size": not training,
     "set rl.decode_layout=tensor": one.name == "rollout"
-    and plan.config.rl.decode_layout == "replicated"
-    and not plan.config.rl.decode_slots,
+    and plan.config.rl.decode_layout == "replicated",
     "lower rl.num_generations": one.name != "encoder" and step_shapes.group > 2,
     "raise sequence or tensor in config.mesh": True,
     fewer: True,

@@ -277,7 +277,7 @@ class RlSection(LoopSection):
   decode_layout: Literal["training", "replicated", "tensor"] = field(
     "replicated",
     "Weights that a device decodes with: training: its own, the rest is received for each token; "
-    "replicated: all but for tensor's split; tensor: fsdp splits them too (not with decode_slots).",
+    "replicated: all but for tensor's split; tensor: fsdp splits them too.",
     change="rounding",
   )
   dynamic_sampling_max_batches: int = field(

@@ -181,15 +181,6 @@ def test_what_a_config_has_done_already_is_no_remedy():
   assert not any(remedy in report.explain(split, one) for remedy in remedies)
 
 
-def test_a_layout_that_refilled_slots_can_not_have_is_no_remedy():
-  one = dataclasses.replace(too_large(arguments=2e9, temporaries=30e9), name="rollout")
-  found = planned(one)
-  for slots in (0, 4):
-    with found.config.unlocked():
-      found.config.rl.decode_slots = slots
-    assert ("rl.decode_layout=tensor" in report.explain(found, one)) == (slots == 0)
-
-
 def test_where_only_the_sum_of_what_is_made_is_known_none_of_it_is_blamed():
   one = dataclasses.replace(too_large(arguments=2e9, temporaries=30e9), largest=[])
   reason = report.explain(planned(one), one)

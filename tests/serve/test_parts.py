@@ -257,16 +257,6 @@ def test_a_mistake_on_the_command_line_is_named_in_one_line(run, tmp_path, capsy
   assert "a word" not in repr(command.parse(["serve", here, "--host=192.0.2.1"]))
 
 
-def test_a_run_that_decodes_in_the_layout_tensor_is_served_in_another_and_told(run, capsys):
-  words = ["serve", f"--checkpoint={run}"]
-  for layout, used in (("training", "training"), ("tensor", "replicated")):
-    config = command.parse([*words, f"--config.rl.decode_layout={layout}"]).config
-    assert config.rl.decode_layout == used
-  assert capsys.readouterr().err == (
-    "vr-jax serve: decodes with config.rl.decode_layout=replicated, not tensor\n"
-  )
-
-
 def test_an_address_that_is_taken_is_named():
   with command.listen("127.0.0.1", 0) as taken:
     port = taken.getsockname()[1]

@@ -92,7 +92,6 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
     ("repetition_window", {"repetition_window": 73}),
     ("repetition_window", {"repetition_window": 8, "repetition_count": 9}),
     ("repetition_window", {"repetition_window": 8, "overlong_buffer": 8}),  # no reply gets long
-    ("decode_layout", {"decode_layout": "tensor", "decode_slots": 4}),
   ],
 )
 def test_options_that_do_not_go_together_are_refused(named, fields):
@@ -112,8 +111,7 @@ def test_options_that_do_not_go_together_are_refused(named, fields):
     {"overlong_buffer": 8, "overlong_max_tokens": 8},
     {"sampler_log_probs": "kept", "mismatch_warning": 0.0, "top_k": 20},
     {"repetition_window": 72, "repetition_count": 72},
-    {"decode_layout": "replicated", "decode_slots": 4},
-    {"decode_layout": "tensor"},
+    {"decode_layout": "tensor", "decode_slots": 4},
     {"decode_layout": "tensor", "sampler_weights": "int8"},
     {"decode_slots": 4, "sampler_weights": "int8", "num_iterations": 2},
   ],

@@ -386,6 +386,8 @@ def _load_prompts(
     return x
 
   layout = model.layout.decoding
+  # Else XLA may want them split as prompts are, which the mesh of the parameters can't express.
+  index, into = (layout.place(x, (None,)) for x in (index, into))
   model.prefill(_take_prompts(layout, prompt, index)).placed(note)
   remaining = iter(new)
 

@@ -216,11 +216,6 @@ def parse(argv: Sequence[str]) -> ServeArguments:
   config, workdir = ask.load_config(checkpoint, overrides)
   if values.before_rl and workdir is None:
     raise errors.InputError("--before_rl: needs --checkpoint=<workdir of a run>")
-  if config.rl.decode_layout == "tensor":  # does not work with slots that are refilled
-    config.rl.decode_layout = "replicated"
-    print(
-      "vr-jax serve: decodes with config.rl.decode_layout=replicated, not tensor", file=sys.stderr
-    )
   return ServeArguments(
     config=config,
     workdir=workdir,

@@ -320,11 +320,6 @@ def _check_sampling(config: ml_collections.ConfigDict) -> Problems:
       f"--config.rl.repetition_window={rl.repetition_window}: ends replies before they are long, "
       "so that rl.overlong_buffer would not penalise them; set one of the two to 0"
     )
-  if rl.decode_slots and rl.decode_layout == "tensor":
-    yield errors.InputError(
-      "--config.rl.decode_layout=tensor: does not work with slots that are refilled "
-      f"(rl.decode_slots={rl.decode_slots}); set one of the two to its default"
-    )
 
 
 def _check_pool(config: ml_collections.ConfigDict) -> Problems:
