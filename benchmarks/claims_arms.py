@@ -362,4 +362,26 @@ CLAIMS |= {
       ("Process reward", "rewards/process/mean"),
     ),
   ),
+  # Objects are out of sight in many frames: is a key frame that shows more worth a reward?
+  "revseg_hidden": dataclasses.replace(
+    CLAIMS["revseg"],
+    config="configs/revseg.py:tiny_hidden",
+    seeds=(84, 85, 86),
+    arms=(
+      Arm(name="sft", title="SFT only", overrides=None),
+      Arm(name="soft", title="RL, soft temporal reward", overrides=()),
+      *(arm for arm in CLAIMS["revseg"].arms if arm.name in ("visible", "none")),
+    ),
+    columns=tuple(column for column in CLAIMS["revseg"].columns if "@sam2" not in column[1]),
+    pairs=(
+      ("soft", "sft"),
+      ("visible", "sft"),
+      ("none", "sft"),
+      ("soft", "visible"),
+      ("soft", "none"),
+      ("visible", "none"),
+    ),
+    curves=(*CLAIMS["revseg"].curves, ("Key frames that show the object", "key_frame_visible")),
+    tracks=False,
+  ),
 }

@@ -355,3 +355,23 @@ def test_an_instruction_without_the_box_is_refused_without_decomposition():
     revseg.ReVSeg.check_config(run)
   run.env.instruction += ' "bbox_2d"'
   revseg.ReVSeg.check_config(run)
+
+
+def test_frames_that_together_pass_the_limit_of_a_whole_video_are_refused():
+  for size in ("qwen3vl_8b", "7b", "tiny_qwen3vl"):
+    revseg.ReVSeg.check_config(recipe_config.load(f"configs/revseg.py:{size}"))
+  run = recipe_config.load("configs/revseg.py:qwen3vl_8b")
+  run.env.frame_size = (640, 640)
+  with pytest.raises(errors.InputError, match="16 frames of that size have 6553600 pixels") as told:
+    revseg.ReVSeg.check_config(run)
+  assert "max_video_pixels=3211264" in str(told.value)
+  run.model.max_video_pixels = 16 * 640 * 640
+  revseg.ReVSeg.check_config(run)
+  run.data.frames = 17
+  with pytest.raises(errors.InputError, match="17 frames of that size"):
+    revseg.ReVSeg.check_config(run)
+  run.data.sampling, run.data.max_frames = "fps", 16
+  revseg.ReVSeg.check_config(run)
+  run.model.min_video_pixels = 16 * 640 * 640 + 1
+  with pytest.raises(errors.InputError, match=r"outside model\.min_video_pixels=6553601"):
+    revseg.ReVSeg.check_config(run)

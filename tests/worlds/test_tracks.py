@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from vr_jax import errors, records, run_length
+from vr_jax import errors, recipe_config, records, run_length
 from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import exact_tracker, render, tracks, write
 
@@ -132,6 +132,28 @@ def test_a_query_means_the_objects_that_do_what_it_says_and_no_other(family):
         }
         assert [s for s in shapes if last[s] == max(last.values())] == meant
   assert found
+
+
+def test_rewards_of_key_frames_differ_where_objects_are_hidden():
+  world = recipe_config.load("configs/revseg.py:tiny_hidden").data.simulate.world
+  world = config_lib.WorldConfig(**world)
+  values = {"visible": [], "soft": []}
+  confused = []
+  for index in range(100):
+    scene, examples = write.sample_video(world, seed=3, index=index, questions=2)
+    masks = render.render(scene).masks[:, :: world.fps]
+    for example in examples:
+      (shape,) = example.extra["instances"]
+      own = [thing.shape for thing in scene.objects].index(shape)
+      areas, others = (masks[index].sum(axis=(1, 2)) for index in (own, 1 - own))
+      values["visible"].append(areas > 0)
+      values["soft"].append((areas - areas.min()) / np.ptp(areas))
+      confused.append(areas[np.argmax(others)] > 0)
+  visible, soft = (np.mean(each, axis=0) for each in values.values())
+  assert 0.55 < visible.mean() < 0.75  # of all frames
+  # Neither a constant frame nor confusion with the other object is safe.
+  assert 0.7 < visible.max() < 0.9 and np.mean(confused) < 0.35
+  assert soft.max() < 0.5 and np.all(np.max(values["soft"], axis=1) == 1)
 
 
 def test_tracks_are_the_boxes_of_the_united_masks():

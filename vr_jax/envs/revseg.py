@@ -117,6 +117,16 @@ class ReVSeg(environment.Defaults):
           f"--config.env.{name}={tuple(config.env[name])}: must have model.min_pixels="
           f"{model.min_pixels} to model.max_pixels={model.max_pixels} pixels; change one of them"
         )
+    data = config.data
+    frames = data.max_frames if data.sampling == "fps" else data.frames
+    asked = frames * math.prod(config.env.frame_size)
+    if not model.min_video_pixels <= asked <= (model.max_video_pixels or asked):
+      raise errors.InputError(
+        f"--config.env.frame_size={tuple(config.env.frame_size)}: {frames} frames of that size "
+        f"have {asked} pixels, outside model.min_video_pixels={model.min_video_pixels} to "
+        f"model.max_video_pixels={model.max_video_pixels}, so that they would be shown at another "
+        "size; change one of them"
+      )
     largest = max(config.env.key_frame_size)
     if config.data.max_side < largest:
       raise errors.InputError(
