@@ -71,7 +71,9 @@ def test_apostrophes_and_escapes_are_part_of_a_description():
     (OBJECT.replace("7", "null"), "frame"),
     (OBJECT.replace("7", "[7, 8]"), "frame"),
     (OBJECT.replace("7", "1e999"), "frame"),
-    (OBJECT.replace("7", "NaN"), "json"),
+    (OBJECT.replace("7", "NaN"), "frame"),
+    (OBJECT.replace("7", "-Infinity"), "frame"),
+    (OBJECT.replace("7", "-seven"), "json"),
     (OBJECT.replace("the red car", ""), "description"),
     (OBJECT.replace("the red car", "é" * 51), "description"),  # 102 bytes
     ('{"frame_idx": 7}', "description"),
@@ -131,6 +133,10 @@ def test_a_box_is_read_from_what_models_write(reply):
     ('{"bbox_2d": [39, 773, 608, 289]}', "box"),
     ('{"bbox_2d": [39, 289, 39, 773]}', "box"),
     ('{"bbox_2d": [39, 289, 1e999, 773]}', "box"),
+    ('{"bbox_2d": [39, NaN, 608, 773]}', "box"),
+    ('{"bbox_2d": [39, 289, Infinity, 773]}', "box"),
+    ('{"bbox_2d": [-inf, 289, 608, 773]}', "box"),
+    ("[39, NaN, 608, 773]", "json"),  # four numbers alone are a box; these are not
   ],
 )
 def test_what_is_no_box_has_a_named_problem(answer, problem):

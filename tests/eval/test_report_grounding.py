@@ -31,15 +31,18 @@ def _mask():
 
 @pytest.fixture
 def page(workdir):
-  """page(**fields) -> the report whose only reply found this."""
+  """page(**fields) -> the report whose only reply found this, from its picture on.
 
-  def write(**fields):
+  reply: further fields of the reply. since: the class that the text begins with.
+  """
+
+  def write(*, reply=None, since="found", **fields):
     made = runs.rollout("q-001", ["He falls."], "…", correct=True)
     rollout = {**made, "alignment": None, "times": [0.5 * number for number in range(8)]}
-    rollout["grounding"] = {**FOUND, **fields}
+    rollout |= {"grounding": {**FOUND, **fields}, **(reply or {})}
     runs.keep_one_reply(workdir, rollout, runs.frames("q-001", 8))
     text = report.write_report(workdir).read_text(encoding="utf-8")
-    return text[text.index('<figure class="found">') :]
+    return text[text.index(f'class="{since}">') :]
 
   return write
 
@@ -71,6 +74,27 @@ def test_masks_lie_over_their_frames(page):
   assert len(masks) == 3  # over the key frame, and in the strip
   alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(masks[0]))))[..., 3]
   np.testing.assert_array_equal(alpha > 0, run_length.decode(_mask(), 60, 80))
+
+
+def test_the_rewards_of_the_episode_and_of_both_turns_stand_beside_the_picture(page):
+  def turn(reply, shown, kind, frame, **rewards):
+    known = {"kind": kind, "problem": "", "first": frame, "last": frame}
+    return {"reply": reply, "shown": shown, "rewards": rewards, **known}
+
+  turns = [
+    turn("<think>…</think>", [0, 4], "retrieve", 2, format=0.5, temporal=0.375, spatial=0.0),
+    turn("<think>…</think>", [2], "answer", None, format=0.25, temporal=0.0, spatial=1.0),
+  ]
+  whole = {"format": 0.75, "temporal": 0.375, "spatial": 1.0, "total": 2.125}
+  text = page(reply={"rewards": whole, "turns": turns, "relevant": [[0.0, 4.0]]}, since="chips")
+  episode, first, second = (
+    " ".join(re.sub(r"<[^>]*>", " ", part).split())
+    for part in re.split(r'<div class="segment segment-\d">', text)
+  )
+  assert "format 0.75 temporal 0.38 spatial 1.00 total 2.12" in episode
+  assert "key frame 2, 1 s" in episode
+  assert "format 0.50 temporal 0.38 spatial 0.00" in first
+  assert "format 0.25 temporal 0.00 spatial 1.00" in second
 
 
 def test_a_problem_stays_text(page):

@@ -101,15 +101,16 @@ def plain_iou(one, other):
   return shared / (plain_area(one) + plain_area(other) - shared)
 
 
-def plain_rewards(truth, key_frame, box):
-  """Equations 7 and 8 of the paper, for one episode, in float64."""
+def plain_rewards(truth, key_frame, box, kind):
+  """Equations 7 and 8 of the paper, and its table 5, for one episode, in float64."""
   if key_frame is None:
     return 0.0, 0.0
   areas = [plain_area(each) for each in truth]
   low, high = min(areas), max(areas)
   soft = (areas[key_frame] - low) / (high - low) if high > low else 1.0
   spatial = 0.0 if box is None else plain_iou(box, truth[key_frame])
-  return soft if areas[key_frame] > 0 else 0.0, spatial
+  temporal = {"soft": soft, "visible": 1.0, "none": 0.0}[kind]
+  return temporal if areas[key_frame] > 0 else 0.0, spatial
 
 
 coordinate = st.integers(0, 60)
@@ -123,13 +124,16 @@ FRAMES, REPLIES = 4, 3  # one shape: it is compiled once
   truth=st.lists(st.one_of(st.just(GONE), box_of), min_size=1, max_size=FRAMES),
   frames=st.lists(st.one_of(st.none(), st.integers(0, FRAMES - 1)), min_size=3, max_size=REPLIES),
   given_boxes=st.lists(st.one_of(st.none(), box_of), min_size=3, max_size=REPLIES),
+  rule=st.sampled_from([RULE, VISIBLE, NONE]),
 )
-def test_rewards_are_those_of_the_formulas(truth, frames, given_boxes):
+def test_rewards_are_those_of_the_formulas(truth, frames, given_boxes, rule):
   frames = [None if k is None else k % len(truth) for k in frames]
   replies = list(zip(frames, given_boxes, strict=True))
   batch = episodes(truth, *replies, padding=FRAMES - len(truth))
-  found, soft = boxes.rewards(batch, RULE), boxes.rewards(batch, SOFT)
-  expected = [plain_rewards(np.array(truth, float), k, box) for k, box in replies]
+  found, soft = boxes.rewards(batch, rule), boxes.rewards(batch, SOFT)
+  expected = [
+    plain_rewards(np.array(truth, float), k, box, rule.temporal_kind) for k, box in replies
+  ]
   np.testing.assert_allclose(found.temporal[0], [each[0] for each in expected], atol=1e-6)
   np.testing.assert_allclose(soft.spatial[0], [each[1] for each in expected], atol=1e-6)
   hard = [float(np.float32(each[1]) > 0.5) for each in expected]

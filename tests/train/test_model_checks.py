@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.train import nano
 from vr_jax import errors, main
-from vr_jax.models import qwen2_5_vl, registry
+from vr_jax.models import qwen2_5_vl, registry, sam2
+from vr_jax.models.sam2 import parameters as sam2_parameters
 from vr_jax.train import initialization, model_checks, paths
 
 
@@ -149,3 +152,39 @@ def test_a_cache_of_the_hub_is_said_with_the_directory_in_it(copy):
     f"config.model.pretrained={cache}: holds no config.json; it is a cache of the Hub: give {where}"
   ]
   assert _problems(where) == []
+
+
+@pytest.mark.parametrize("field", ["eval.tracker", "mask_filter.sam2"])
+def test_weights_of_sam2_that_cannot_be_used_are_named_with_their_field(tmp_path, capsys, field):
+  path, mode = tmp_path / "sam2", {"eval.tracker": "eval", "mask_filter.sam2": "filter"}[field]
+  config = nano.config("configs/revseg.py", **nano.SHORT_GROUNDING)
+  config.update_from_flattened_dict({field: str(path)})
+
+  def problems(mode):
+    return [str(each) for each in model_checks.problems(config, tmp_path / "run", mode)]
+
+  smallest = sam2.smallest(64)
+  sam2.save(sam2.Segmenter(smallest, sam2_parameters.initialise(smallest, 0)), path)
+  assert problems("check") == problems(mode) == []
+  file = path / "model.safetensors"
+  tensors = safetensors.numpy.load_file(file)
+  get = "fetch weights with: hf download facebook/sam2"
+  for foreign, says in (
+    (dict(list(tensors.items())[1:]), f"{file}: no tensor {min(tensors)} (of 1 that SAM2 has"),
+    ({"lm_head.weight": np.zeros((2, 2), np.float32)}, f"{file}: no tensor"),
+    (None, f"{path}: no such SAM2 weights"),
+  ):
+    if foreign is None:
+      shutil.rmtree(path)
+    else:
+      safetensors.numpy.save_file(foreign, file)
+    (problem,) = problems("check")
+    assert problem.startswith(f"--config.{field}: {says}") and get in problem
+    assert "\n" not in problem
+    assert problems(mode) == problems("all") == [problem]
+    assert problems("sft") == []
+  short = {name.replace("__", "."): value for name, value in nano.SHORT_GROUNDING.items()}
+  flags = [f"--config.{name}={value}" for name, value in {**short, field: path}.items()]
+  words = nano.arguments(tmp_path / "run", *flags, mode="check", recipe="configs/revseg.py")
+  assert main.cli(["vr-jax", *words]) == 2
+  assert f"problem: {problem}" in capsys.readouterr().out

@@ -139,7 +139,7 @@ def test_rewards_of_key_frames_differ_where_objects_are_hidden():
   world = config_lib.WorldConfig(**world)
   values = {"visible": [], "soft": []}
   confused = []
-  for index in range(100):
+  for index in range(60):
     scene, examples = write.sample_video(world, seed=3, index=index, questions=2)
     masks = render.render(scene).masks[:, :: world.fps]
     for example in examples:

@@ -28,8 +28,10 @@ _OPENING = re.compile(r"[\[{]")
 _MOST_FAILURES = 200  # each may read the rest of the text
 _SPACE = re.compile(r"\s*")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(?:[eE][-+]?\d{1,3})?(?![\w.])")
-_WORD = re.compile(r"[A-Za-z]+")
+_WORD = re.compile(r"-?[A-Za-z]+")
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+# Python writes these; they are read so that a box with one is a wrong box, not a missing one.
+_WORDS |= {word: float(word) for word in ("NaN", "nan", "Infinity", "-Infinity", "inf", "-inf")}
 # A quote ends a text only where the value ends, so that 'the dog's tail' is one text.
 _TEXTS = {
   quote: re.compile(rf"{quote}((?:[^\\{quote}]|\\.|{quote}(?!\s*[,:}}\]]))*){quote}", re.S)

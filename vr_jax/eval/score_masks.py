@@ -127,11 +127,13 @@ def _revos(found: Iterator[ScoredExpression], root: Path, pixel_value: int) -> d
     rows.append(_revos_row(expression, expression.predicted, foreground, pixel_value))
   if not rows:
     raise InputError(f"{root}: this split has no expressions")
+  by_group = {
+    name: segmentation.group_means([row[name] for row in rows], groups) for name in rows[0]
+  }
   result: dict[str, Any] = {}
   for group, title in _GROUPS.items():
-    own = [row for row, kind in zip(rows, groups, strict=True) if kind == group]
-    if own:
-      means = {name: float(np.mean([row[name] for row in own])) for name in rows[0]}
+    if group in groups:
+      means = {name: each[group] for name, each in by_group.items()}
       result[title] = {**means, "J&F": (means["J"] + means["F"]) / 2}
   if len(result) == len(_GROUPS):
     both = list(result.values())

@@ -8,7 +8,7 @@ from vr_jax import errors
 from vr_jax.models import registry
 from vr_jax.models.common import checkpoint
 from vr_jax.models.sam2 import checkpoint as sam2_checkpoint
-from vr_jax.train import config_changes, config_checks, model_setup, paths
+from vr_jax.train import config_changes, config_checks, mask_filter, model_setup, paths
 
 # Modes that load the weights of config.model.pretrained.
 _LOADING = ("sft", "rl", "eval", "all", "check")
@@ -28,9 +28,8 @@ def problems(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> con
   """
   if config.rl.init_checkpoint and config.rl.steps:
     yield from config_checks.as_problems(lambda: _check_start(Path(config.rl.init_checkpoint)))
-  tracker = config.eval.tracker
-  if tracker not in ("", "exact") and mode in ("eval", "all", "check"):
-    yield from config_checks.as_problems(lambda: sam2_checkpoint.find(Path(tracker)))
+  for field, given in _sam2_weights(config, mode).items():
+    yield from config_checks.as_problems(lambda field=field, given=given: _check_sam2(field, given))
   pretrained = config.model.pretrained
   sizes = list(config_checks.as_problems(lambda: _check_sizes(config)))
   yield from sizes
@@ -46,6 +45,23 @@ def problems(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> con
     )
   if pretrained and _loads_weights(config, workdir, mode):
     yield from config_checks.as_problems(lambda: checkpoint.check_files(pretrained, family=family))
+
+
+def _sam2_weights(config: ml_collections.ConfigDict, mode: str) -> dict[str, str]:
+  """Paths of SAM2's weights that the stages of `mode` load, by field."""
+  found = {}
+  if mode in ("eval", "all", "check") and config.eval.tracker not in ("", "exact"):
+    found["eval.tracker"] = config.eval.tracker
+  if mode in ("filter", "all", "check") and mask_filter.is_wanted(config):
+    found["mask_filter.sam2"] = config.mask_filter.sam2
+  return found
+
+
+def _check_sam2(field: str, given: str) -> None:
+  try:
+    sam2_checkpoint.check(given)
+  except errors.InputError as error:
+    raise errors.InputError(f"--config.{field}: {error}") from error
 
 
 def _check_sizes(config: ml_collections.ConfigDict) -> None:

@@ -19,12 +19,25 @@ HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-  """A tiny model. object_score: bias of its logit; with 3 objects are in sight, with -3 not."""
+  """A tiny model.
+
+  object_score: bias of its logit; with 3 objects are in sight, with -3 not.
+  spread: factor of that logit's other part, which hardly depends on the frame without it.
+  clear: factor of the logits of the mask for clear prompts. With 1 the mask is not stable, so that
+    another one is taken; with 20 it is.
+  """
 
   name: str
   config: config_lib.Sam2Config
   object_score: float = 3.0
+  spread: float = 1.0
+  clear: float = 1.0
   seed: int = 0
+
+  @property
+  def signs(self) -> set[bool]:
+    """Whether objects are in sight in this case: always, never, or now and then."""
+    return {True, False} if self.spread > 1 else {self.object_score > 0}
 
 
 SMALLEST = config_lib.smallest()
@@ -33,11 +46,14 @@ CASES = (
   Case(
     name="2.0",
     config=dataclasses.replace(SMALLEST, occlusion_embedding=False, pointer_positions=False),
+    object_score=6.5,
+    spread=30.0,
     seed=1,
   ),
   # 160 pixels: 10 x 10 and 5 x 5 patches do not divide into windows of 4 and 2.
-  Case(name="window remainders", config=config_lib.smallest(160), seed=2),
+  Case(name="window remainders", config=config_lib.smallest(160), clear=20.0, seed=2),
   Case(name="out of sight", config=SMALLEST, object_score=-3.0, seed=3),
+  Case(name="in and out", config=SMALLEST, object_score=15.0, spread=30.0, seed=4),
 )
 # Object 0 is prompted twice, object 1 later than the start, by one point (the ambiguous prompt).
 PROMPTS = (
@@ -61,6 +77,7 @@ class Reference:
   forward, backward: mask logits and scores of each frame.
   after_forward, after_backward: all that the reference keeps: [object][kind][frame][name].
   encoded: inputs and outputs of the memory encoder.
+  stabilities: of the masks for clear prompts.
   """
 
   case: Case
@@ -72,6 +89,7 @@ class Reference:
   after_forward: Any
   after_backward: Any
   encoded: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+  stabilities: list[float]
 
 
 @pytest.fixture(scope="session")
@@ -106,16 +124,30 @@ def _make(case: Case, directory: Path) -> Reference:
   import torch
 
   torch.set_num_threads(1)  # its threads would wait for each other at every small step
-  model = sam2_reference.make(case.config, seed=case.seed, object_score=case.object_score)
+  model = sam2_reference.make(
+    case.config,
+    seed=case.seed,
+    object_score=case.object_score,
+    spread=case.spread,
+    clear=case.clear,
+  )
   model.save_pretrained(directory)
   frames = make_frames(case.config.image_size)
-  encoded = []
+  encoded, stabilities = [], []
 
   def note(module, inputs, output):
     del module
     encoded.append(tuple(x.numpy().copy() for x in (*inputs, output[0])))
 
+  stability_of = model.mask_decoder._get_stability_scores
+
+  def note_stability(logits):
+    found = stability_of(logits)
+    stabilities.extend(found.flatten().tolist())
+    return found
+
   hook = model.memory_encoder.register_forward_hook(note)
+  model.mask_decoder._get_stability_scores = note_stability
   session = sam2_reference.Session(model, frames)
   prompt_session(session)
   forward = session.run(START, reverse=False)
@@ -132,6 +164,7 @@ def _make(case: Case, directory: Path) -> Reference:
     after_forward=after_forward,
     after_backward=session.kept(),
     encoded=encoded,
+    stabilities=stabilities,
   )
 
 

@@ -13,11 +13,12 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def make(
-  config: config_lib.Sam2Config, *, seed: int, object_score: float
+  config: config_lib.Sam2Config, *, seed: int, object_score: float, spread: float, clear: float
 ) -> transformers.Sam2VideoModel:
   """A model all of whose parameters are noise; its own first values are zero where faults hide.
 
-  object_score: bias of the logit that an object is in sight.
+  object_score: bias of the logit that an object is in sight; spread: factor of its weights.
+  clear: factor of the logits of the mask for clear prompts.
   """
   fields = config_lib.to_dict(config)
   model = transformers.Sam2VideoModel(transformers.Sam2VideoConfig(**fields)).eval()
@@ -35,7 +36,11 @@ def make(
         value.copy_(1 + 0.2 * noise)
       else:
         value.copy_(0.2 * noise)
-    model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(object_score)
+    head = model.mask_decoder.pred_obj_score_head.proj_out
+    head.weight.mul_(spread)
+    head.bias.fill_(object_score)
+    for value in model.mask_decoder.output_hypernetworks_mlps[0].proj_out.parameters():
+      value.mul_(clear)
     model.prompt_encoder.shared_embedding.positional_embedding.copy_(
       model.shared_image_embedding.positional_embedding
     )

@@ -5,6 +5,7 @@ Reference: transformers' Sam2VideoModel on PyTorch's meta device, no tolerance.
 
 import json
 from pathlib import Path
+import re
 
 import numpy as np
 import pytest
@@ -16,8 +17,14 @@ from vr_jax.models import sam2
 from vr_jax.models.sam2 import checkpoint, facebook_names, parameters
 from vr_jax.models.sam2 import config as config_lib
 
-# Names of transformers and of Facebook's checkpoints, for each kind of parameter.
+# Names of transformers and of Facebook's checkpoints, for each kind of parameter; * is a number.
+# Theirs are as its modules name them: github.com/facebookresearch/sam2, sam2/modeling.
 NAMES = Path(__file__).resolve().parents[2] / "golden" / "sam2_names.txt"
+NEW = {  # kinds of 2.1
+  "occlusion_spatial_embedding_parameter",
+  "temporal_positional_encoding_projection_layer.weight",
+  "temporal_positional_encoding_projection_layer.bias",
+}
 RELEASES = {  # parameters and tensors of 2.1; 2.0 has 16,512 and 3 fewer
   "tiny": (38_962_498, 469),
   "small": (46_060_354, 517),
@@ -36,7 +43,7 @@ def test_released_models_have_the_parameters_of_the_reference(size, version):
   assert len(shapes) == RELEASES[size][1] - (0 if new else 3)
   # The fixed frequencies of points, stored twice, are no parameters to PyTorch.
   assert count - 2 * 2 * config.width // 2 == RELEASES[size][0] - (0 if new else 16_512)
-  if HAS_REFERENCE and (size in ("tiny", "large")):
+  if HAS_REFERENCE:
     import torch
     import transformers
 
@@ -56,12 +63,20 @@ def test_files_with_facebooks_names_tell_which_release_they_are(size, version):
   assert len(shapes) == len(parameters.parameters(config)) + 3 - 1
 
 
-def test_facebooks_names_are_those_of_its_checkpoints():
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+@pytest.mark.parametrize("size", config_lib.SIZES)
+def test_facebooks_names_are_those_of_its_modules(size, version):
   pairs = dict(line.split() for line in NAMES.read_text(encoding="utf-8").splitlines())
-  assert pairs.keys() <= parameters.parameters(config_lib.released("tiny")).keys()
-  assert {name: facebook_names.tensors_of(name) for name in pairs} == {
-    name: (theirs,) for name, theirs in pairs.items()
-  }
+  kinds = {kind: re.compile(re.escape(kind).replace(r"\*", r"(\d+)")) for kind in pairs}
+  used = set()
+  for name in parameters.parameters(config_lib.released(size, version)):
+    ((kind, found),) = ((k, m) for k, p in kinds.items() if (m := p.fullmatch(name)))
+    used.add(kind)
+    theirs = pairs[kind].replace("*", "{}")
+    points = range(4) if name == facebook_names.POINT_EMBEDDINGS else ("",)
+    expected = tuple(theirs.format(*found.groups(), point) for point in points)
+    assert facebook_names.tensors_of(name) == expected
+  assert pairs.keys() - used == (NEW if version == "2.0" else set())
 
 
 @pytest.fixture(scope="module")

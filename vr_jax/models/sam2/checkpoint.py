@@ -39,18 +39,18 @@ def load(
     InputError: nothing there, no SAM2, a pickled or damaged file, a tensor that is missing, unknown
       or of a wrong shape.
   """
-  file = find(pathlib.Path(path))
-  stored = tensor_file.tensors(file)
-  if any(name.startswith("sam_mask_decoder.") for name in stored):
-    config, sources = _facebook(file, stored)
-  else:
-    config, sources = _transformers(file, stored)
+  config, sources = _open(find(pathlib.Path(path)))
   target, params = jnp.dtype(dtype), {}
   for name, parameter in parameters.parameters(config).items():
     parts = [tensor.view() for tensor in sources[name]]
     values = parts[0] if len(parts) == 1 else np.concatenate(parts)
     params[name] = jnp.asarray(parameter.from_file(values), target)
   return config, params
+
+
+def check(path: str | pathlib.Path) -> None:
+  """Raises the InputError that `load` would raise. Reads names and shapes only."""
+  _open(find(pathlib.Path(path)))
 
 
 def save(
@@ -109,6 +109,14 @@ Stored = Mapping[str, tensor_file.StoredTensor]
 Sources = dict[str, list[tensor_file.StoredTensor]]
 
 
+def _open(file: pathlib.Path) -> tuple[config_lib.Sam2Config, Sources]:
+  """The config of a model, and the tensors of each of its parameters."""
+  stored = tensor_file.tensors(file)
+  if any(name.startswith("sam_mask_decoder.") for name in stored):
+    return _facebook(file, stored)
+  return _transformers(file, stored)
+
+
 def _facebook(file: pathlib.Path, stored: Stored) -> tuple[config_lib.Sam2Config, Sources]:
   shapes = {name: tensor.shape for name, tensor in stored.items()}
   config = facebook_names.recognise(shapes)
@@ -150,12 +158,16 @@ def _check(file: pathlib.Path, expected: Mapping[str, tuple[int, ...]], stored: 
   """Raises InputError unless a file has exactly these tensors."""
   if missing := sorted(expected.keys() - stored.keys()):
     raise errors.InputError(
-      f"{file}: no tensor {missing[0]} (of {len(missing)} that SAM2 has and this file has not)"
+      f"{file}: no tensor {missing[0]} (of {len(missing)} that SAM2 has and this file has not); "
+      f"{_how_to_get(file.parent)}"
     )
   if unknown := sorted(stored.keys() - expected.keys()):
-    raise errors.InputError(f"{file}: tensor {unknown[0]} is none of this SAM2's")
+    raise errors.InputError(
+      f"{file}: tensor {unknown[0]} is none of this SAM2's; {_how_to_get(file.parent)}"
+    )
   for name, shape in expected.items():
     if stored[name].shape != shape:
       raise errors.InputError(
-        f"{file}: tensor {name} has shape {stored[name].shape}, but this SAM2's is {shape}"
+        f"{file}: tensor {name} has shape {stored[name].shape}, but this SAM2's is {shape}; "
+        f"{_how_to_get(file.parent)}"
       )
