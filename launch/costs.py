@@ -319,6 +319,9 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
     elif user.operation == "fusion":
       inner = module.computations[user.called[0]]
       places = [i for i, name in enumerate(user.operands) if name == value.name]
+      if _views(inner, user):
+        total += _read(module, computation, user)
+        continue
       total += sum(_read(module, inner, inner.parameters[i]) for i in places)
       if any(inner.parameters[i] is _behind_bitcasts(inner, inner.root) for i in places):
         total += _read(module, computation, user)
@@ -346,6 +349,13 @@ def _written(inner: hlo.Computation, fusion: hlo.Instruction) -> float:
       size = shape.bytes
     total += size if shape.space == 0 else 0.0
   return total
+
+
+def _views(inner: hlo.Computation, fusion: hlo.Instruction) -> bool:
+  """Whether a fusion inside of another one only has its operand in other tiles, in its place."""
+  aliases, root = fusion.attribute("output_to_operand_aliasing"), inner.root
+  is_copy = root.operation == "copy" and inner.operand(root, 0).operation == "parameter"
+  return is_copy and "{}: (0, {})" in aliases
 
 
 def _behind_bitcasts(computation: hlo.Computation, instruction: hlo.Instruction) -> hlo.Instruction:

@@ -46,6 +46,24 @@ def test_a_layer_cut_from_a_stack_or_written_into_one_moves_only_itself():
   assert layer * 4 <= once.bytes <= layer * 4 + 100
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_layer_of_a_stack_whose_tiles_are_read_in_another_order_moves_only_itself(in_place):
+  inner = """\
+%other_tiles (q: f32[28,128,128]) -> f32[28,128,128] {
+  %q = f32[28,128,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy = f32[28,128,128]{2,1,0:T(8,128)(4,1)} copy(%q)
+}
+
+"""
+  tiled = "  %tiled = f32[28,128,128]{2,1,0:T(8,128)(4,1)} fusion(%p), kind=kLoop, "
+  tiled += "output_to_operand_aliasing={{}: (0, {})}, " * in_place + "calls=%other_tiles\n"
+  text = programs_text.SLICES.replace("%one_layer (p", inner + "%one_layer (p")
+  text = text.replace("  %cut =", tiled + "  %cut =").replace("slice(%p, %i,", "slice(%tiled, %i,")
+  layer = 128 * 128 * 4
+  moved = layer * (4 if in_place else 3 + 28)
+  assert moved <= count(text)[0].bytes <= moved + 100
+
+
 def test_what_lies_in_fast_memory_is_no_traffic():
   main, root = instruction("%y = f32[4]{0:S(1)} add(%p0, %p1)", "f32[4]{0}", "f32[4]{0:S(1)}")
   module = hlo.Module("main", {"main": main})

@@ -291,6 +291,18 @@ def test_the_state_that_episodes_begin_with_has_the_shardings_of_its_program(sha
     program.function.lower(*program.arguments, **program.keywords)
 
 
+def test_episodes_are_decoded_with_int8_weights_beside_the_floats_that_they_stand_for():
+  changes = {"rl__sampler_weights": "int8", "critic__kl_weight": 0.0}
+  decode, append = of_turns((1, 4, 1, 1), **changes)[0][2:4]
+  for program in (decode, append):
+    dtypes = [x.dtype for x in jax.tree.leaves(program.arguments[1])]
+    assert dtypes.count("int8") == len(registry.family("qwen2_5_vl").lora_targets.text)
+    kept = [x.shape for x in jax.tree.leaves(program.resident_arrays)]
+    assert all(x.shape in kept for x in jax.tree.leaves(program.arguments[1]) if x.dtype == "int8")
+    program.function.lower(*program.arguments, **program.keywords)
+  assert decode.keywords["decoding"].int8_weights
+
+
 def test_a_shallow_model_keeps_the_layers_that_get_features_of_the_tower():
   deep = registry.preset_config("Qwen3-VL-8B-Instruct")
   with pytest.raises(errors.InputError, match=r"--layers=2: 3 to 36, as the first 3 get features"):

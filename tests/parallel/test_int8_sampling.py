@@ -99,11 +99,12 @@ def test_of_matrices_a_device_reads_half_the_bytes_of_bfloat16(data, adapters):
 
 
 def test_estimates_count_integers_for_sampling_and_floats_for_evaluations(data):
-  found = {}
+  found, read = {}, {}
   for weights in ("as_trained", "int8"):
     net = nano.build(data, model__dtype="bfloat16", rl__sampler_weights=weights)
     shapes = step_shapes.make_step_shapes(net.config, net.model)
     memories = estimates._stage_memories(net, shapes, estimates._learner_states(net))
+    read[weights] = estimates._device_bytes(estimates._read_params(net))
     found[weights] = {one.stage: one.sampling for one in memories}
   assert found["int8"]["eval"] == found["as_trained"]["eval"]
   text = weight_mapping.flat(net.abstract_params)
@@ -112,3 +113,4 @@ def test_estimates_count_integers_for_sampling_and_floats_for_evaluations(data):
   )
   saved = found["as_trained"]["rl"] - found["int8"]["rl"]
   assert 0.8 * count < saved < count
+  assert saved == read["as_trained"] - read["int8"]
