@@ -11,6 +11,7 @@ While all prompt slots are taken, free slots stay empty.
 """
 
 from collections import deque
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -363,6 +364,24 @@ def blank_prefix(layout: layout_lib.Layout, like: Any, prompts: int) -> interfac
   return like.placed(blank)
 
 
+def put_prompts(
+  prefix: interface.Prefix,
+  new: interface.Prefix,
+  put: Callable[[Array, Array, layout_lib.Axes], Array],
+) -> interface.Prefix:
+  """The prefix with new prompts: `put(array, new array, logical axes)` for each of its arrays."""
+  arrays: list[Array] = []
+
+  def note(x: Array, axes: layout_lib.Axes) -> Array:
+    del axes
+    arrays.append(x)
+    return x
+
+  new.placed(note)
+  remaining = iter(arrays)
+  return prefix.placed(lambda x, axes: put(x, next(remaining), axes))
+
+
 @same_programs.compared
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="prefix")
 def _load_prompts(
@@ -378,27 +397,18 @@ def _load_prompts(
   index, into: prompts and slots within the block, for all blocks in turn.
   """
   model = nnx.merge(graphdef, params)
-  new: list[Array] = []
-
-  def note(x: Array, axes: layout_lib.Axes) -> Array:
-    del axes
-    new.append(x)
-    return x
-
   layout = model.layout.decoding
   # Else XLA may want them split as prompts are, which the mesh of the parameters can't express.
   index, into = (layout.place(x, (None,)) for x in (index, into))
-  model.prefill(_take_prompts(layout, prompt, index)).placed(note)
-  remaining = iter(new)
 
-  def put(x: Array, axes: layout_lib.Axes) -> Array:
+  def put(x: Array, new: Array, axes: layout_lib.Axes) -> Array:
     rows = (slice(None),) * axes.index("prompts")
     return layout.per_shard(
       lambda x, new, into: x.at[(*rows, into)].set(new, mode="drop"),
-      ((x, axes), (next(remaining), axes), (into, ("prompts",))),
+      ((x, axes), (new, axes), (into, ("prompts",))),
     )
 
-  return prefix.placed(put)
+  return put_prompts(prefix, model.prefill(_take_prompts(layout, prompt, index)), put)
 
 
 @same_programs.compared

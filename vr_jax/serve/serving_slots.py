@@ -288,18 +288,9 @@ def _insert(
   slot: Int[Array, ""],
 ) -> tuple[interface.Prefix, turn_decode.EpisodeDecodeState]:
   """Puts the prefix of one prompt into a slot; what its cache holds counts as not written."""
-  arrays: list[Array] = []
 
-  def note(x: Array, axes: layout_lib.Axes) -> Array:
-    del axes
-    arrays.append(x)
-    return x
-
-  one.placed(note)
-  remaining = iter(arrays)
-
-  def put(x: Array, axes: layout_lib.Axes) -> Array:
-    new, is_row = next(remaining), [axis == "prompts" for axis in axes]
+  def put(x: Array, new: Array, axes: layout_lib.Axes) -> Array:
+    is_row = [axis == "prompts" for axis in axes]
     widths = [
       (0, 0 if row else size - part)
       for row, size, part in zip(is_row, x.shape, new.shape, strict=True)
@@ -310,4 +301,5 @@ def _insert(
 
   hidden = jax.lax.dynamic_update_slice(state.hidden, one.hidden, (slot, jnp.zeros_like(slot)))
   hidden = layout.place(hidden, ("slots", None))
-  return prefix.placed(put), dataclasses.replace(state, hidden=hidden)
+  prefix = refill_sampler.put_prompts(prefix, one, put)
+  return prefix, dataclasses.replace(state, hidden=hidden)
