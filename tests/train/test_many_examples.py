@@ -1,10 +1,15 @@
 """What the start of training reads and holds must not grow with the data set."""
 
+import os
+import shutil
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
 
 from benchmarks import many_examples
+from launch import local
 from tests.train import nano
 from vr_jax import atomic
 from vr_jax.data import examples
@@ -49,3 +54,47 @@ def test_the_first_batch_costs_as_much_of_many_examples_as_of_few(sizes, order, 
   few, many = measure(FEW), measure(MANY)
   assert few[1] == many[1] == 4
   assert many[0] - few[0] < BYTES * (MANY - FEW)
+
+
+CHECKS = """
+from pathlib import Path
+import sys
+import jax
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.train import check_examples, run_context
+
+port, index, data = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+jax.distributed.initialize(f"localhost:{port}", 2, index)
+checked, find_bad = [], check_examples.Checks._find_bad
+check_examples.Checks._find_bad = lambda *inputs: checked.append(inputs[1]) or find_bad(*inputs)
+for longest in (70, 8):  # the data stage has checked for 80
+  config = nano.config(data__directory=str(data), sft__max_reply_tokens=longest)
+  try:
+    print(run_context.make_example_checks(config, data).find_unusable())
+  except errors.InputError as error:
+    print(error)
+print(checked)
+"""
+
+
+def test_examples_are_checked_by_the_first_process_alone_and_all_say_what_is_wrong(data, tmp_path):
+  copy = shutil.copytree(data, tmp_path / "data")
+  port = str(local.free_port())
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-c", CHECKS, port, str(index), str(copy)],
+      env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  said = [process.communicate(timeout=120) for process in started]
+  assert [process.returncode for process in started] == [0, 0], said
+  first, second = (out.splitlines() for out, _ in said)
+  assert first[:2] == second[:2]
+  assert first[0].startswith("{'train': frozenset(")
+  assert "its reference reply has" in first[1]
+  assert (first[2], second[2]) == ("['train', 'test', 'train']", "[]")

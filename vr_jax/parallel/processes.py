@@ -39,6 +39,24 @@ def first_alone(name: str, work: Callable[[], None]) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def first_for_all(kind: str, work: Callable[[], object]) -> None:
+  """Runs `work` in process 0, while the others wait; all raise its InputError.
+
+  kind: as in `gather_texts`, whose rules hold.
+  """
+  failure = None
+  if is_first():
+    try:
+      work()
+    except errors.InputError as error:
+      failure = error
+  problem = gather_texts(kind, str(failure or ""), wait=86_400.0)[0]
+  if failure is not None:
+    raise failure
+  if problem:
+    raise errors.InputError(problem)
+
+
 def count_joined() -> int:
   """How many processes have joined (cluster.py). Unlike jax.process_count it starts no backend."""
   return distributed.global_state.num_processes or 1

@@ -22,6 +22,7 @@ from vr_jax.data import annotations, batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.models.common import prompts
+from vr_jax.parallel import processes
 from vr_jax.rollout import dialogue, play
 from vr_jax.train import mask_filter, paths
 
@@ -172,9 +173,12 @@ class Checks(ReferenceChecks):
 
     supervised: for the warm start, with those that it leaves out.
 
+    All processes call this together: the first one checks what has to be checked.
+
     Raises:
       InputError: also if the config asks for that filter, and it has not run, or it leaves nothing.
     """
+    processes.first_for_all("checks of examples", self.run)
     found = self.run()
     left_out = found.left_out
     if supervised:
