@@ -60,6 +60,14 @@ def network(mesh=None, decode_layout="replicated"):
   )
 
 
+def family_network(family: str):
+  """Arguments of the sampler, except decoding: such a network of a family, and two prompts."""
+  shorter = {"frames": 2, "side": 4, "text": 6, "prompts": 2, "family": family}
+  work = workload.make(dataclasses.replace(SIZES, **shorter))
+  params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, work.params)
+  return work.graphdef, params, work.prompt, work.allowed_tokens, jax.random.key(7)
+
+
 def opening(count: int) -> list[prompts.EncodedPrompt]:
   """Prompts of different lengths, each with one picture more than the one before."""
   rng = np.random.default_rng(0)

@@ -66,6 +66,27 @@ def test_on_several_devices_tokens_are_those_of_one(shape, count, decode_layout,
   _assert_the_same(refilled, expected)
 
 
+def test_a_family_with_more_features_has_the_same_tokens_in_slots_that_are_refilled(monkeypatch):
+  monkeypatch.setattr(refill_sampler, "CHUNK", 4)
+  arguments, decoding = chat.family_network("qwen3_vl"), chat.decoding(slots=4, group=5)
+  expected = sampler.sample(*arguments, decoding=decoding)
+  refilled, _ = refill_sampler.sample_counting(*arguments, decoding=decoding)
+  _assert_the_same(refilled, expected)
+  assert len(np.unique(_lengths(expected))) > 2
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "tinyllava"])
+def test_tokens_of_every_family_are_the_same_in_fewer_slots(family):
+  decoding = chat.decoding(slot_fractions=(0.7, 0.4, 0.2), group=5)
+  arguments = chat.family_network(family)
+  found, computed = sampler.sample_counting(*arguments, decoding=decoding)
+  expected = sampler.sample_without_compaction(*arguments, decoding=decoding)
+  _assert_the_same(found, expected)
+  lengths = _lengths(expected)
+  assert len(np.unique(lengths)) > 2
+  assert lengths.sum() <= computed < lengths.size * lengths.max()
+
+
 def _scripted(table, slots, *, count=6, group=3, time=9):
   prompt = bigram.prompts(*[(number % 4 + 1,) for number in range(count)])
   graphdef, params = bigram.split(table)

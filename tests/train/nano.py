@@ -72,6 +72,13 @@ OVERRIDES: Mapping[str, Any] = {
   "eval.report_samples": 2,
 }
 
+# What a size needs besides to read the data of tiny: the times of Qwen3-VL's frames are text, and
+# it may show each of two frames larger than of eight.
+ROOM: Mapping[str, Mapping[str, Any]] = {
+  "tiny": {},
+  "tiny_qwen3vl": {"model__prefix_buckets": (160,), "model__patch_buckets": (16, 64)},
+}
+
 # Of revseg: eight frames, and nothing learned before RL.
 SHORT_GROUNDING: Mapping[str, Any] = {
   "data__simulate__videos": 4,

@@ -32,8 +32,9 @@ MATRICES = {"text.layers.query", "text.layers.down", "vision.blocks.qkv"}
 
 
 @pytest.fixture(scope="module")
-def context(data):
-  return nano.build(data, mesh=MESH, **ON)
+def context(data, request):
+  size = getattr(request, "param", "tiny")
+  return nano.build(data, mesh=MESH, size=size, **nano.ROOM[size], **ON)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,7 @@ def trained(context):
   return before, state
 
 
+@pytest.mark.parametrize("context", nano.ROOM, indirect=True)
 def test_adapters_move_and_the_base_does_not(context, trained):
   before, state = trained
   after = host(state.params)
