@@ -4,6 +4,7 @@ import collections
 import functools
 import itertools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from tests.train import nano
 from vr_jax import errors, records
 from vr_jax.envs import video_mtr
 from vr_jax.eval import stage
-from vr_jax.models.qwen2_5_vl import processor
+from vr_jax.models.common import processor
 from vr_jax.rl import advantages as advantages_lib
-from vr_jax.train import data_stage, experience, metrics, rl_loop, train_step
+from vr_jax.rollout import dialogue
+from vr_jax.train import data_stage, experience, metrics, rl_loop, sft_loop, train_step
 
 RECIPE = "configs/video_mtr.py"
 OVERRIDES = {
@@ -46,9 +48,18 @@ OVERRIDES = {
 }
 
 
+# The times of frames are text, which takes room.
+WITH_TIMES = {
+  "size": "tiny_qwen3vl",
+  "model__prefix_buckets": (384,),
+  "turns__episode_buckets": (192,),
+  "turns__observation_buckets": (128,),
+}
+
+
 def config(tmp_path, **changes):
-  overrides = {**OVERRIDES, **changes, "data__directory": str(tmp_path / "data")}
-  return nano.config(RECIPE, **overrides)
+  overrides = {**OVERRIDES, "data__directory": str(tmp_path / "data")}
+  return nano.config(RECIPE, **{**overrides, **changes})
 
 
 def values_of(workdir, name):
@@ -71,6 +82,10 @@ def one_step(tmp_path, monkeypatch, **changes):
   Returns what was shown after which replies, the episodes, and the scores.
   """
   nano.use_devices(monkeypatch, 1)
+  run = config(tmp_path, rl__steps=1, env__relevance__gate=False, **changes)
+  if run.sft.steps:  # its replies are as they are written
+    data_stage.prepare(run, tmp_path)
+    sft_loop.train(run, tmp_path)
   said = functools.partial(next, itertools.cycle((LOOK, BEYOND, ANSWER, JUNK)))
   texts, shown, earned = collections.defaultdict(said), [], []
   observe, finish_batch = video_mtr.VideoMTR.observe, video_mtr.VideoMTR.finish_batch
@@ -87,9 +102,8 @@ def one_step(tmp_path, monkeypatch, **changes):
   monkeypatch.setattr(video_mtr.VideoMTR, "observe", observed)
   monkeypatch.setattr(video_mtr.VideoMTR, "finish_batch", finished)
   monkeypatch.setattr(
-    processor.Qwen2_5_VLProcessor, "decode", lambda _, ids: texts[tuple(map(int, ids))]
+    processor.VideoProcessor, "decode", lambda _, ids: texts[tuple(map(int, ids))]
   )
-  run = config(tmp_path, rl__steps=1, env__relevance__gate=False, **changes)
   data_stage.prepare(run, tmp_path)
   rl_loop.train(run, tmp_path)
   assert np.isfinite(values_of(tmp_path, "loss")).all()
@@ -131,8 +145,31 @@ def test_of_a_pool_of_one_frame_every_look_shows_that_frame_and_earns_nothing_mo
   assert values_of(tmp_path, "invalid_action_rate") == [pytest.approx(np.mean(invalid))]
 
 
-def test_with_a_window_that_forgets_sampler_and_update_agree(tmp_path, monkeypatch):
-  shown, episodes, _ = one_step(tmp_path, monkeypatch, env__history_turns=0)
+@pytest.mark.parametrize(
+  ("changes", "times"),
+  [
+    ({"env__history_turns": 0}, {LOOK: [], BEYOND: []}),
+    (
+      {**WITH_TIMES, "sft__steps": 1},
+      {LOOK: ["<0.0 seconds>"], BEYOND: ["<0.0 seconds>", "<2.0 seconds>"]},
+    ),
+  ],
+  ids=["with a window that forgets", "where frames have their times before them"],
+)
+def test_sampler_and_update_agree(tmp_path, monkeypatch, changes, times):
+  later, observe = {}, dialogue.Dialogue.observe
+
+  def observed(self, row, group_index, replies):
+    encoded = observe(self, row, group_index, replies)
+    if encoded:
+      text = self.processor.tokenizer.decode(encoded.tokens.tolist(), skip_special_tokens=False)
+      before_pictures = re.findall(r"(<[^<>|]*>)?<\|vision_start\|>", text)
+      later[self.processor.decode(replies[-1])] = [told for told in before_pictures if told]
+    return encoded
+
+  monkeypatch.setattr(dialogue.Dialogue, "observe", observed)
+  shown, episodes, _ = one_step(tmp_path, monkeypatch, **changes)
+  assert {reply: later[reply] for reply in times} == times
   assert any(len(episode.replies) == 2 for episode in episodes)
   np.testing.assert_allclose(
     values_of(tmp_path, "sampling/importance_sampling_ratio/mean"), 1, atol=1e-4
@@ -255,7 +292,7 @@ def test_policy_and_critic_learn_whatever_the_way_an_update_is_made(
   data, tmp_path, monkeypatch, changes
 ):
   nano.use_devices(monkeypatch, 1)
-  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "decode", lambda _, ids: looks_or_answers(ids))
+  monkeypatch.setattr(processor.VideoProcessor, "decode", lambda _, ids: looks_or_answers(ids))
   make, updates = train_step.make_rl_step, []
 
   def watched(*arguments, **options):
@@ -310,7 +347,7 @@ def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpo
       raise Stopped
 
   monkeypatch.setattr(experience.Collector, "collect", noted)
-  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "decode", said)
+  monkeypatch.setattr(processor.VideoProcessor, "decode", said)
   changes = {
     "rl__advantage_estimator": "episode",
     "critic__kl_weight": 0.0,

@@ -15,7 +15,7 @@ from vr_jax.data import batches, examples, frame_store
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import grounding, registry, revseg
 from vr_jax.eval import evaluated_episode, evaluated_replies
-from vr_jax.models.qwen2_5_vl import processor
+from vr_jax.models.common import processor
 from vr_jax.rollout import dialogue
 from vr_jax.train import check_examples, data_stage, metrics, paths, rl_loop, run_context
 
@@ -32,24 +32,34 @@ def frame(index):
   return f"<think></think>\n<answer>{json.dumps(answer)}</answer>"
 
 
-BOX = '<think></think>\n<answer>[{"bbox_2d": [0, 0, 56, 112]}]</answer>'  # the left half
+def box(width, height):
+  """The left half of a frame whose edges have these numbers."""
+  answer = [{"bbox_2d": [0, 0, width // 2, height]}]
+  return f"<think></think>\n<answer>{json.dumps(answer)}</answer>"
 
 
+@pytest.mark.parametrize(
+  ("size", "told", "left_half"),
+  [("tiny", False, box(112, 112)), ("tiny_qwen3vl", True, box(1000, 1000))],
+  ids=["tiny", "tiny_qwen3vl"],
+)
 def test_a_step_plays_learns_and_scores_episodes_that_show_frames_of_two_sizes(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, size, told, left_half
 ):
   nano.use_devices(monkeypatch, 1)
   texts, said = {}, functools.partial(next, itertools.cycle([*map(frame, range(8)), "none"]))
   turns, earned, played = {}, [], []
-  play, finish = processor.Qwen2_5_VLProcessor.continue_conversation, revseg.ReVSeg.finish_batch
+  play, finish = processor.VideoProcessor.continue_conversation, revseg.ReVSeg.finish_batch
 
   def continued(self, messages, **options):
-    turns[tuple(map(int, options["after"]))] = play(self, messages, **options)
-    return turns[tuple(map(int, options["after"]))]
+    encoded = play(self, messages, **options)
+    text = self.tokenizer.decode(encoded.tokens.tolist(), skip_special_tokens=False)
+    turns[tuple(map(int, options["after"]))] = encoded, text
+    return encoded
 
   def decoded(_, ids):
     """First replies choose a frame, or none; replies that are first read at the end give a box."""
-    return texts.setdefault(tuple(map(int, ids)), BOX if played else said())
+    return texts.setdefault(tuple(map(int, ids)), left_half if played else said())
 
   def spans(task, reply, turn):
     played.append(turn)
@@ -59,11 +69,11 @@ def test_a_step_plays_learns_and_scores_episodes_that_show_frames_of_two_sizes(
     earned.append((asked, replies, scores))
     return finish(task, asked, replies, scores, **options)
 
-  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "continue_conversation", continued)
-  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "decode", decoded)
+  monkeypatch.setattr(processor.VideoProcessor, "continue_conversation", continued)
+  monkeypatch.setattr(processor.VideoProcessor, "decode", decoded)
   monkeypatch.setattr(revseg.ReVSeg, "segment_spans", spans)
   monkeypatch.setattr(revseg.ReVSeg, "finish_batch", finished)
-  run = config(tmp_path)
+  run = config(tmp_path, size=size)
   data_stage.prepare(run, tmp_path)
   turns.clear()  # of the checks of the data
   rl_loop.train(run, tmp_path)
@@ -71,8 +81,12 @@ def test_a_step_plays_learns_and_scores_episodes_that_show_frames_of_two_sizes(
   # Sampler and update see the same frames at the same places, so the ratio is 1.
   assert values["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
   assert np.isfinite(values["loss"])
-  assert {shown.patches for shown in turns.values()} == {64}  # 112 x 112 pixels
+  assert {shown.patches for shown, _ in turns.values()} == {64}  # 112 x 112 pixels, or 128 x 128
   ((asked, replies, scores),) = earned
+  times = replies.episodes[0][0].times  # of every video
+  for after, (_, text) in turns.items():
+    time = times[json.loads(texts[after].split("<answer>")[1][:-9])[0]["frame_idx"]]
+    assert (f"<{time:.1f} seconds><|vision_start|>" in text) == told
   totals = []
   for example, group, total in zip(asked, replies.episodes, scores.total, strict=True):
     for episode, given in zip(group, total, strict=True):
