@@ -9,8 +9,9 @@ keys      MB of keys and values, each counted once: of the prompt, and of half o
 plain     MB of attention by launch/costs.py with plain products
 kernel    the same in the kernel: what it states, with replies that are half full
 others    MB of all else, mainly weights; the same in both
-us        microseconds of attention: plain products by XLA's estimated cycles, and their bytes at
-          peak bandwidth; the kernel, for which XLA estimates no cycles, at peak bandwidth
+us        microseconds of attention: plain products by XLA's estimated cycles, as far as the whole
+          loops differ, and their bytes at peak bandwidth; the kernel, for which XLA estimates no
+          cycles, at peak bandwidth
 step      bytes of all, plain over kernel
 
 Nothing is measured.

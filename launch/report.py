@@ -154,7 +154,7 @@ def _time_table(plan: analysis.SlicePlan) -> list[str]:
   lines = [
     "one run on each device; seconds by the roofline; XLA: by the compiler's own schedule without "
     "collectives,",
-    "kernels at peak FLOPs; vector: of these, instructions without a matrix product",
+    "kernels at peak FLOPs or bandwidth; vector: of these, instructions without a matrix product",
     _row(*heads, widths=widths),
   ]
   for one in plan.analyses:

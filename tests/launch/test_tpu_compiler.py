@@ -13,7 +13,11 @@ import pytest
 from launch import analysis, chips, costs, hlo, programs, report, roofline, topology
 from tests.train import nano
 from vr_jax import errors
-from vr_jax.models.common import attention_decode_kernel, attention_splash
+from vr_jax.models.common import (
+  attention_decode_kernel,
+  attention_decode_plan,
+  attention_splash,
+)
 from vr_jax.parallel import compiler_options
 
 WIDTH = 512
@@ -198,13 +202,13 @@ def test_the_decode_kernel_counts_what_it_states(topology_name, heads, kv_heads)
   slots = prompts * group
   numbers = functools.partial(abstract, alone, dtype=jnp.int32)
   of_prompts, of_slots = (layers, prompts, kv_heads), (layers, slots, kv_heads)
+  shapes = [(*of_prompts, head_dim, prefix), (*of_slots, head_dim, time)]
+  sizes = attention_decode_plan.KernelSizes.choose(shapes, 2, slots=slots, group=group)
   arguments = [
     *(abstract(alone, (slots, n, head_dim)) for n in (heads, kv_heads, kv_heads)),
-    *(numbers((slots,)), numbers((slots,)), numbers(())),
+    *(numbers((sizes.length,)), numbers(())),
     *(abstract(alone, (*of_prompts, *rest)) for rest in ((head_dim, prefix), (prefix, head_dim))),
-    numbers((prompts,)),
     *(abstract(alone, (*of_slots, *rest)) for rest in ((head_dim, time), (time, head_dim))),
-    *(numbers((slots,)), numbers((slots,))),
   ]
   once, _ = counted(functools.partial(attention_decode_kernel.step, group=group), *arguments)
   pairs = heads * slots * (prefix + time // 2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vr_jax.models.common import attention_decode, attention_decode_kernel
+from vr_jax.models.common import attention_decode, attention_decode_kernel, attention_decode_plan
 
 LAYERS, LAYER = 2, 1
 # Of values with standard deviation 1: float32 adds up in another order; bfloat16 rounds the result
@@ -19,9 +19,9 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 2**-6}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
   """So small that the sizes here need several, and that the last ones are not full."""
-  monkeypatch.setattr(attention_decode_kernel, "LANES", 16)
-  monkeypatch.setattr(attention_decode_kernel, "MOST_KEYS", 32)
-  monkeypatch.setattr(attention_decode_kernel, "REPLY_BYTES", 1)
+  monkeypatch.setattr(attention_decode_plan, "LANES", 16)
+  monkeypatch.setattr(attention_decode_plan, "MOST_KEYS", 32)
+  monkeypatch.setattr(attention_decode_plan, "REPLY_BYTES", 1)
 
 
 def draw(
@@ -75,9 +75,25 @@ def draw(
   return [query, *new, *at, jnp.int32(LAYER), *stacks, jnp.asarray(longest, jnp.int32), *pasts]
 
 
-def in_kernel(arguments, **options):
-  function = functools.partial(attention_decode_kernel.step, interpret=True, **options)
-  return jax.jit(function)(*arguments)
+def in_kernel(arguments, *, group, **forgetting):
+  def step(query, key, value, prompt, group_index, layer, *rest):
+    prefix_key, prefix_value, longest, *pasts = rest
+    caches = [pasts[i : i + 2] for i in range(0, len(pasts), 4)]
+    ranges = [x for i in range(2, len(pasts), 4) for x in pasts[i : i + 2]]
+    sizes = attention_decode_plan.KernelSizes.choose(
+      [x.shape for x in (prefix_key, *(keys for keys, _ in caches))],
+      prefix_key.dtype.itemsize,
+      slots=len(query),
+      group=group,
+    )
+    at = prompt, group_index, longest
+    plan = attention_decode_plan.make_plan(sizes, *at, *ranges, **forgetting)
+    stacks = [prefix_key, prefix_value, *(x for cache in caches for x in cache)]
+    return attention_decode_kernel.step(
+      query, key, value, plan, layer, *stacks, group=group, interpret=True
+    )
+
+  return jax.jit(step)(*arguments)
 
 
 def in_float64(arguments, *, forgets=None, kept=0):
@@ -176,20 +192,22 @@ def test_each_block_is_read_once_and_none_behind_the_end_of_a_prompt_or_a_reply(
   end = np.array([[0, 37], [9, 9], [5, 32], [37, 37]])
   is_live = np.array([[1, 1], [0, 0], [1, 1], [1, 0]], bool)
   slot = np.array([[3, 0], [0, 0], [4, 2], [1, 0]])
-  stacks = [jnp.zeros((1, prompts, heads, head_dim, 90)), jnp.zeros((1, 5, heads, head_dim, 37))]
-  parts = attention_decode_kernel.choose_parts(
-    [x for keys in stacks for x in (keys, keys.swapaxes(-1, -2))], group, heads, 8
+  shapes = [(1, prompts, heads, head_dim, 90), (1, 5, heads, head_dim, 37)]
+  sizes = attention_decode_plan.KernelSizes.choose(shapes, 4, slots=5, group=group)
+  assert sizes.blocks == (32, 16)
+  slots = [np.flatnonzero((slot == n) & is_live) for n in range(5)]
+  prompt, group_index = np.divmod([n[0] if len(n) else prompts * group for n in slots], group)
+  ends = np.zeros(5, int)
+  ends[slot[is_live]] = end[is_live]
+  plan = attention_decode_plan.make_plan(
+    sizes, *map(jnp.asarray, (prompt, group_index, longest, np.zeros(5, int), ends))
   )
-  assert [part.block for part in parts] == [32, 16]
-  flat = [jnp.asarray(x.reshape(-1)) for x in (slot, is_live, longest.repeat(group))]
-  ends = jnp.asarray(np.where(is_live, end, 0).reshape(-1))
-  scalars = attention_decode_kernel.make_scalars(
-    parts, jnp.int32(0), *flat, [(jnp.zeros_like(ends), ends)]
-  )
-  grid = np.array(list(itertools.product(range(prompts), range(int(scalars[0][1])))))
+  scalars = jnp.zeros(1, jnp.int32), plan
+  steps = int(sizes.array(plan, "starts")[-1])
+  grid = np.array(list(itertools.product(range(prompts), range(steps))))
 
   def blocks_read(part, *, axis):
-    index_map = attention_decode_kernel.make_specs(part, heads, head_dim)[axis].index_map
+    index_map = attention_decode_kernel.make_specs(sizes, part, head_dim)[axis].index_map
     places = jax.jit(jax.vmap(lambda p, s: index_map(p, jnp.int32(0), s, *scalars)))(*grid.T)
     row, block = np.asarray(places[1]), np.asarray(places[4 - axis])
     return [at for at, _ in itertools.groupby(zip(row.tolist(), block.tolist(), strict=True))]
@@ -198,5 +216,5 @@ def test_each_block_is_read_once_and_none_behind_the_end_of_a_prompt_or_a_reply(
   replies = zip(*(x[is_live].tolist() for x in (slot, end)), strict=True)
   of_replies = [(row, b) for row, size in replies for b in range(-(-size // 16))]
   for axis in (0, 1):
-    assert blocks_read(parts[0], axis=axis) == of_prompts
-    assert blocks_read(parts[1], axis=axis) == of_replies
+    assert blocks_read(0, axis=axis) == of_prompts
+    assert blocks_read(1, axis=axis) == of_replies

@@ -9,7 +9,7 @@ import pytest
 
 from tests.rollout import chat, test_episodes
 from vr_jax import records
-from vr_jax.models.common import attention_decode_kernel
+from vr_jax.models.common import attention_decode_kernel, attention_decode_plan
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import refill_sampler, sampler
 
@@ -20,9 +20,9 @@ TOLERANCE = 1e-5  # of log-probs: float32 adds up in another order
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
   """Prompts of 64 tokens and replies of 12 need several."""
-  monkeypatch.setattr(attention_decode_kernel, "LANES", 8)
-  monkeypatch.setattr(attention_decode_kernel, "MOST_KEYS", 16)
-  monkeypatch.setattr(attention_decode_kernel, "REPLY_BYTES", 1)
+  monkeypatch.setattr(attention_decode_plan, "LANES", 8)
+  monkeypatch.setattr(attention_decode_plan, "MOST_KEYS", 16)
+  monkeypatch.setattr(attention_decode_plan, "REPLY_BYTES", 1)
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ from vr_jax.models.common import (
   attention_cudnn,
   attention_decode,
   attention_decode_kernel,
+  attention_decode_plan,
   attention_forgetting,
   attention_splash,
   attention_xla,
@@ -94,6 +95,11 @@ def _decodes_in_kernel(config: interface.ModelConfig, layout: layout_lib.Layout)
   return name == "pallas"
 
 
+# Axes of the keys and values of all layers that the decode kernel takes.
+_PROMPT_STACK = (None, "prompts", "kv_heads", None, None)
+_SLOT_STACK = (None, "slots", "kv_heads", None, None)
+
+
 class Block(NamedTuple):
   """Keys, values and the mask of valid ones; functions that take it document the axes."""
 
@@ -119,25 +125,6 @@ class Recent(NamedTuple):
   key: Array | tuple[Array, ...]
   value: Array | tuple[Array, ...]
   index: Array
-
-
-class CachedKeys(NamedTuple):
-  """Keys and values of replies in all layers, and which of them each reply attends to.
-
-  key: [layers, slots, kv_heads, head_dim, length]; value: with the last two axes exchanged.
-  begin, end: int32 [slots], the first position and the one behind the last.
-  """
-
-  key: Array
-  value: Array
-  begin: Array
-  end: Array
-
-  @classmethod
-  def from_block(cls, block: Block) -> "CachedKeys":
-    """Of keys whose valid ones [slots, length] follow one another."""
-    begin = jnp.argmax(block.valid, axis=1).astype(jnp.int32)
-    return cls(block.key, block.value, begin, begin + block.valid.sum(axis=1))
 
 
 def transpose_for_decode(
@@ -316,53 +303,81 @@ class Attention:
       ),
     )
 
+  def plan_in_kernel(
+    self,
+    decode_slots: slots_lib.DecodeSlots,
+    prefix: Block,
+    *pasts: attention_decode_plan.CachedKeys,
+  ) -> Int[Array, "plans"]:
+    """The plans by which `step_in_kernel` reads keys, one for each device; the same in all layers.
+
+    prefix: key [layers, prompts, kv_heads, head_dim, prefix], value [layers, prompts, kv_heads,
+            prefix, head_dim], valid int32 [prompts]: the number of valid tokens, which come first.
+    """
+    layout, slots = self.layout.decoding, ("slots",)
+
+    def shape_here(x: Array, axes: layout_lib.Axes) -> tuple[int, ...]:
+      parts = layout.shards(axes, x.shape)
+      return tuple(size // ways for size, ways in zip(x.shape, parts, strict=True))
+
+    sizes = attention_decode_plan.KernelSizes.choose(
+      [shape_here(prefix.key, _PROMPT_STACK), *(shape_here(x.key, _SLOT_STACK) for x in pasts)],
+      prefix.key.dtype.itemsize,
+      slots=shape_here(jnp.asarray(decode_slots.prompt), slots)[0],
+      group=decode_slots.group,
+    )
+    forgetting = () if decode_slots.forgets is None else ((decode_slots.forgets, slots),)
+
+    def local(prompt: Array, *inputs: Array) -> Array:
+      forgets = inputs[0] if forgetting else None
+      return attention_decode_plan.make_plan(
+        sizes, prompt, *inputs[len(forgetting) :], forgets=forgets, kept=decode_slots.kept
+      )
+
+    return layout.per_shard(
+      local,
+      (
+        (decode_slots.prompt, slots),
+        *forgetting,
+        (decode_slots.group_index, slots),
+        (prefix.valid, ("prompts",)),
+        *((x, slots) for past in pasts for x in (past.begin, past.end)),
+      ),
+      out=(slots, (layout.ways("slots") * sizes.length,)),
+    )
+
   def step_in_kernel(
     self,
     query: Float[Array, "slots heads head_dim"],
     key: Float[Array, "slots kv_heads head_dim"],
     value: Float[Array, "slots kv_heads head_dim"],
-    decode_slots: slots_lib.DecodeSlots,
+    plans: Int[Array, "plans"],
     layer: Int[Array, ""],
     prefix: Block,
-    *pasts: CachedKeys,
+    *pasts: attention_decode_plan.CachedKeys,
+    group: int,
   ) -> Float[Array, "slots heads head_dim"]:
     """Like `step`, in the kernel, which takes the keys and values of all layers.
 
     key, value: of the new tokens.
+    plans, prefix, pasts: as in `plan_in_kernel`.
     layer: index of the layer in `prefix` and `pasts`.
-    prefix: key [layers, prompts, kv_heads, head_dim, prefix], value [layers, prompts, kv_heads,
-            prefix, head_dim], valid int32 [prompts]: the number of valid tokens, which come first.
     """
-    stack_axes = (None, "slots", "kv_heads", None, None)
-    prefix_axes = (None, "prompts", "kv_heads", None, None)
     token_axes = ("slots", "kv_heads", None)
-    axes_of_past = (stack_axes, stack_axes, ("slots",), ("slots",))
-    step: Callable[..., Array] = functools.partial(
-      attention_decode_kernel.step,
-      group=decode_slots.group,
-      kept=decode_slots.kept,
-      interpret=self.layout.platform == "cpu",
+    step = functools.partial(
+      attention_decode_kernel.step, group=group, interpret=self.layout.platform == "cpu"
     )
-    forgetting = () if decode_slots.forgets is None else ((decode_slots.forgets, ("slots",)),)
-
-    def local(query: Array, *inputs: Array) -> Array:
-      forgets = inputs[0] if forgetting else None
-      return step(query, *inputs[len(forgetting) :], forgets=forgets)
-
     return self.layout.decoding.per_shard(
-      local,
+      step,
       (
         (query, ("slots", "heads", None)),
-        *forgetting,
         (key, token_axes),
         (value, token_axes),
-        (decode_slots.prompt, ("slots",)),
-        (decode_slots.group_index, ("slots",)),
+        (plans, ("slots",)),
         (layer, ()),
-        (prefix.key, prefix_axes),
-        (prefix.value, prefix_axes),
-        (prefix.valid, ("prompts",)),
-        *(pair for past in pasts for pair in zip(past, axes_of_past, strict=True)),
+        (prefix.key, _PROMPT_STACK),
+        (prefix.value, _PROMPT_STACK),
+        *((x, _SLOT_STACK) for past in pasts for x in (past.key, past.value)),
       ),
     )
 

@@ -20,7 +20,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention, layers, rematerialisation, stored_weights, zigzag
+from vr_jax.models.common import (
+  attention,
+  attention_decode_plan,
+  layers,
+  rematerialisation,
+  stored_weights,
+  zigzag,
+)
 from vr_jax.models.common import packing as packing_lib
 from vr_jax.models.common import slots as slots_lib
 
@@ -305,7 +312,8 @@ class Decoder(nnx.Module):
     def layer_in_kernel(x, inputs):
       weights, number = inputs
       query, key, value = self.project_qkv(x, weights, cos, sin)
-      mixed = self.attention.step_in_kernel(query, key, value, decode_slots, number, *read)
+      new = query, key, value, plans, number
+      mixed = self.attention.step_in_kernel(*new, *read, group=decode_slots.group)
       return place(self.finish_layer(x, mixed, weights)), (key[..., None], value[:, :, None])
 
     x = place(x)
@@ -314,9 +322,10 @@ class Decoder(nnx.Module):
       keys, values = cast(Array, recent.key), cast(Array, recent.value)
       read = [
         attention.Block(prefix.key, prefix.value, prefix.valid.sum(axis=1)),
-        attention.CachedKeys(keys, values, jnp.zeros_like(written), written),
-        *map(attention.CachedKeys.from_block, pasts),
+        attention_decode_plan.CachedKeys(keys, values, jnp.zeros_like(written), written),
+        *(attention_decode_plan.CachedKeys.of_valid(*past) for past in pasts),
       ]
+      plans = self.attention.plan_in_kernel(decode_slots, *read)
       numbered = [weights, jnp.arange(len(prefix.key))]
       x, new = stored_weights.scan(layer_in_kernel, x, numbered)
       return self.final_norm(x), *put((keys, values), new)
