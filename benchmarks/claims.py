@@ -40,6 +40,7 @@ _TRAINING = (
   "key_frame_",
   "box_iou",
   "sampling/sampling_logp_difference/",
+  "sampling/reply_logp_difference/",
   "sampling/k3",
   "sampling/tis_capped_fraction",
 )
