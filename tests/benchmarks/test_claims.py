@@ -13,7 +13,7 @@ from benchmarks import claims, claims_arms, claims_page, recorded_names
 RECORDED = pathlib.Path(__file__).parents[2] / "docs" / "claims"
 # What docs/claims/<recipe>.md was recorded with.
 EXTRA = {
-  "revseg": ("--config.rl.steps=60",),
+  **dict.fromkeys(("revseg", "revseg_hidden"), ("--config.rl.steps=60",)),
   "videop2r": ("--config.rl.steps=60", "--config.rl.checkpoint_every=60"),
 }
 MEASURED = [recipe for recipe in claims_arms.CLAIMS if (RECORDED / f"{recipe}.md").exists()]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import hypothesis
 from hypothesis import strategies as st
@@ -375,3 +376,21 @@ def test_frames_that_together_pass_the_limit_of_a_whole_video_are_refused():
   run.model.min_video_pixels = 16 * 640 * 640 + 1
   with pytest.raises(errors.InputError, match=r"outside model\.min_video_pixels=6553601"):
     revseg.ReVSeg.check_config(run)
+
+
+@pytest.mark.parametrize(("size", "patch"), [("3b", 14), ("7b", 14), ("qwen3vl_8b", 16)])
+def test_released_sizes_pad_no_patches_and_leave_room_for_text(size, patch):
+  run = recipe_config.load(f"configs/revseg.py:{size}")
+  shown, key_frame = (
+    math.prod(side // patch for side in run.env[name]) for name in ("frame_size", "key_frame_size")
+  )
+  assert run.model.patch_buckets == (shown,)
+  assert run.turns.patch_buckets == (key_frame,)
+  (frames,) = run.model.frame_buckets
+  assert frames == run.data.frames // 2  # two frames a temporal patch
+  # Media tokens have four patches. A query and what is asked for take about 250 tokens.
+  for buckets, media in (
+    (run.model.prefix_buckets, frames * shown // 4),
+    (run.turns.observation_buckets, key_frame // 4),
+  ):
+    assert 200 < buckets[0] - media <= 400 and buckets[-1] - media > 500

@@ -157,7 +157,6 @@ def choose(
     mask = jnp.where(clear & _is_stable(decoded.masks[:, 0]), 0, best)
     # Where the answer is not stable, the reference takes another mask, but not its pointer.
     pointer = jnp.where(clear, 0, best)
-    mask = jnp.where(clear, mask, best)
   there = decoded.score > 0
   logits = jnp.where(there[:, None, None], _pick(decoded.masks, mask), ABSENT)
   return Chosen(
