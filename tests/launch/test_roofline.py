@@ -63,6 +63,13 @@ def test_the_bound_is_what_takes_longest():
   assert (found.bound, found.seconds) == ("memory", pytest.approx(2))
 
 
+def test_kernels_without_cycles_take_what_their_bytes_or_flops_take_at_peak():
+  spent = costs.Costs(cycles=V5E.clock, uncounted=197e12, uncounted_bytes=3 * 819e9)
+  assert roofline.estimate(spent, V5E, [(0, 0)], (1, 1)).schedule == pytest.approx(1 + 3)
+  spent.uncounted_bytes = 0.0
+  assert roofline.estimate(spent, V5E, [(0, 0)], (1, 1)).schedule == pytest.approx(1 + 1)
+
+
 def test_between_slices_each_chip_has_its_share_of_the_data_centres_network():
   for kind, sent in (
     ("all-reduce", 2 * 3 / 4),
