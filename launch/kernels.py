@@ -10,7 +10,7 @@ import re
 
 from launch import hlo, loops
 
-_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "fused": 5}
 _BLOCKS = {"fwd": ("block_q", "block_kv"), "dq": ("block_q_dq", "block_kv_dq")} | {
   "dkv": ("block_q_dkv", "block_kv_dkv")
 }
@@ -39,7 +39,9 @@ def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) 
   arrays = [i for i, shape in enumerate(operands) if shape.dtype in ("bf16", "f32") and shape.sizes]
   query, key = (operands[i].sizes for i in arrays[:2])
   *heads, queries, head_dim = query
-  count = head_dim * _PRODUCTS[kind.group(1)] * 2.0
+  # A backward pass in one kernel also returns gradients of queries, for each block of keys.
+  is_fused = max(len(shape.sizes) for shape in instruction.shapes) > len(query)
+  count = head_dim * _PRODUCTS["fused" if is_fused else kind.group(1)] * 2.0
   for size in heads:
     count *= size
   rows, columns = (_block(instruction, name) for name in _BLOCKS[kind.group(1)])

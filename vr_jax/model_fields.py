@@ -81,9 +81,10 @@ class ModelSection:
     "but its attention kernel; dots: all but attention kernels and matrix products.",
     change="rounding",
   )
-  attention: Literal["", "xla", "splash", "cudnn"] = field(
+  attention: Literal["", "xla", "splash", "splash_fused", "cudnn"] = field(
     "",
-    "Attention kernel; splash is for TPUs, cudnn for GPUs; empty: the platform's own choice.",
+    "Attention kernel; splash and splash_fused (fewer products backwards, more memory) are for TPUs, "
+    "cudnn for GPUs; empty: the platform's own choice.",
     change="rounding",
   )
   decode_attention: Literal["xla", "pallas"] = field(

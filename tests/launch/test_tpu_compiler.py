@@ -167,14 +167,17 @@ def test_a_program_that_the_compiler_refuses_for_another_reason_is_bad_input(whe
 
 
 def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where):
-  """Blocks on and below the diagonal count: two products forward, three and four more backward."""
+  """Blocks on and below the diagonal count: two products forward, three and four more backward, or
+  five in one kernel.
+  """
   alone = jax.sharding.Mesh(np.asarray(where.devices[:1]), ("all",))
   query = abstract(alone, (1, 4096, 2, 128))
   segment = abstract(alone, (1, 4096), dtype=jnp.int32)
 
-  def attend(x, segment):
-    places = jnp.arange(4096)
-    seen = attention_splash.attend_segments(x, x, x, segment, segment, places, causal=True)
+  def attend(x, segment, fused=False):
+    seen = attention_splash.attend_segments(
+      x, x, x, segment, segment, jnp.arange(4096), causal=True, fused=fused
+    )
     return seen.astype(jnp.float32).sum()
 
   def repeated(x, segment):
@@ -189,6 +192,8 @@ def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where)
   assert counted(nested, query, segment)[0].flops == 5 * 3 * 2 * product
   assert counted(jax.grad(nested), query, segment)[0].flops == 5 * 3 * 9 * product
   assert counted(jax.grad(attend), query, segment)[0].flops == 9 * product
+  fused = jax.grad(functools.partial(attend, fused=True))
+  assert counted(fused, query, segment)[0].flops == 7 * product
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ WITHIN = {
   "xla_in_tiles": functools.partial(attention_xla.attend_segments, logits=2 * HEADS * 16 * 16),
   "xla_row_by_row": functools.partial(attention_xla.attend_segments, logits=40 * HEADS * 40),
   "splash": EMULATED,
+  "splash_fused": functools.partial(EMULATED, fused=True),
   "cudnn": REPLACED,
 }
 
@@ -122,6 +123,7 @@ REPLIES = {
   "xla_in_chunks": functools.partial(attention_xla.attend_replies, logits=2 * 3 * 4 * HEADS * 30),
   "xla_in_tiles": functools.partial(attention_xla.attend_replies, logits=2 * HEADS * 8 * 8),
   "splash": EMULATED_REPLIES,
+  "splash_fused": functools.partial(EMULATED_REPLIES, fused=True),
   "cudnn": functools.partial(attention_cudnn.attend_replies, implementation="xla"),
 }
 
@@ -281,8 +283,8 @@ def test_each_platform_has_its_kernel_for_activations_of_two_bytes(platform, dty
   ("name", "platform", "message"),
   [
     ("splash", "gpu", "does not run on gpu; one of cudnn, xla"),
-    ("cudnn", "tpu", "does not run on tpu; one of splash, xla"),
-    ("flash", "cpu", "does not run on cpu; one of splash, xla"),
+    ("cudnn", "tpu", "does not run on tpu; one of splash, splash_fused, xla"),
+    ("flash", "cpu", "does not run on cpu; one of splash, splash_fused, xla"),
     ("cudnn", "gpu", "takes no float32; set config.model.dtype=bfloat16"),
   ],
 )

@@ -6,7 +6,8 @@ they go to the devices that hold the prompt's keys. Three backends compute the s
 
     xla     plain products, on all platforms; in chunks where there would be too many logits
             (on CPU: more than its caches hold)
-    splash  the Pallas kernel of TPUs (emulated on CPU, which is slow)
+    splash  the Pallas kernel of TPUs (emulated on CPU, which is slow); splash_fused is the same
+            with one kernel for the backward pass instead of two
     cudnn   the fused kernels of NVIDIA GPUs
 
 Decoding has two of its own:
@@ -41,9 +42,15 @@ from vr_jax.models.common import slots as slots_lib
 
 DECODE_PLATFORMS = {"pallas": ("tpu", "cpu"), "xla": ("cpu", "gpu", "tpu")}
 # Platforms of each backend. It is the default of the first one for activations of two bytes.
-PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "xla": ("cpu", "gpu", "tpu")}
+PLATFORMS = {
+  "splash": ("tpu", "cpu"),
+  "splash_fused": ("tpu", "cpu"),
+  "cudnn": ("gpu",),
+  "xla": ("cpu", "gpu", "tpu"),
+}
 _MODULES: dict[str, ModuleType] = {
   "splash": attention_splash,
+  "splash_fused": attention_splash,
   "cudnn": attention_cudnn,
   "xla": attention_xla,
 }
@@ -431,10 +438,12 @@ class Attention:
 
   def _function(self, name: str, *, few_keys: bool = False) -> Callable[..., Array]:
     """The backend's function of this name. few_keys: less than a block of the splash kernel."""
-    backend = "xla" if few_keys and self.backend == "splash" else self.backend
+    of_splash = _MODULES[self.backend] is attention_splash
+    backend = "xla" if few_keys and of_splash else self.backend
     function = getattr(_MODULES[backend], name)
-    if backend == "splash" and self.layout.platform == "cpu":
-      return functools.partial(function, interpret=True)
+    if backend != "xla" and of_splash:
+      interpret = self.layout.platform == "cpu"
+      return functools.partial(function, fused=backend == "splash_fused", interpret=interpret)
     if backend == "xla" and self.layout.platform == "cpu":
       return functools.partial(function, logits=attention_xla.CACHED_LOGITS)
     return function

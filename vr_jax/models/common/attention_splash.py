@@ -95,12 +95,14 @@ def attend_segments(
   *,
   causal: bool,
   folded: bool = False,
+  fused: bool = False,
   interpret: bool = False,
 ) -> Float[Array, "batch queries heads head_dim"]:
   """Like `attention_xla.attend_segments`.
 
   index: positions of the queries among the keys; the queries are one of several equal shards, or,
     if `folded`, two of twice as many, an early and a late one (zigzag.py).
+  fused: see `make_kernel`.
   interpret: emulate the kernel, on any platform.
   """
   queries, keys = query.shape[1], key.shape[1]
@@ -113,7 +115,7 @@ def attend_segments(
       jump = keys - 2 * first - queries if folded else 0
       mask = RepliesMask(group=1, time=queries, keys=keys, first=first, jump=jump, fill=fill)
     arrays = (query, key, value, query_segment, key_segment)
-    return _run(*arrays, mask, blocks, interpret=interpret)
+    return _run(*arrays, mask, blocks, fused=fused, interpret=interpret)
 
   runs = 2 if folded else 1  # of successive queries
   return _by_part(from_place, index, keys // queries if causal else 1, queries // runs)
@@ -129,11 +131,13 @@ def attend_replies(
   own_valid: Bool[Array, "batch group all_time"],
   index: Int[Array, "time"],
   *,
+  fused: bool = False,
   interpret: bool = False,
 ) -> Float[Array, "batch group time heads head_dim"]:
   """Like `attention_xla.attend_replies`.
 
   index: positions of the queries in their reply; they are one of several equal shards of it.
+  fused: see `make_kernel`.
   """
   batch, group, time = query.shape[:3]
   rows = query.reshape(batch, group * time, *query.shape[3:])
@@ -154,7 +158,8 @@ def attend_replies(
       group=group, time=time, keys=keys, prefix=prefix + between, first=first, fill=fill
     )
     seeing = jnp.ones(rows.shape[:2], jnp.int32)
-    return _run(rows, key, value, seeing, segment, mask, blocks, interpret=interpret)
+    arrays = (rows, key, value, seeing, segment)
+    return _run(*arrays, mask, blocks, fused=fused, interpret=interpret)
 
   return _by_part(from_place, index, keys // time, time).reshape(query.shape)
 
@@ -181,6 +186,7 @@ def _run(
   mask: mask_lib.Mask,
   blocks: tuple[int, int],
   *,
+  fused: bool,
   interpret: bool,
 ) -> Float[Array, "batch queries heads head_dim"]:
   """Runs the kernel. The mask's shape is that of queries and keys padded to whole blocks."""
@@ -194,7 +200,7 @@ def _run(
   query = query * query.shape[-1] ** -0.5
   wide = ((0, 0), (0, more), (0, 0), (0, 0)), ((0, 0), (0, more_keys), (0, 0), (0, 0))
   arrays = (jnp.pad(query, wide[0]), jnp.pad(key, wide[1]), jnp.pad(value, wide[1]))
-  kernel = make_kernel(mask, query.shape[2], blocks, interpret=interpret)
+  kernel = make_kernel(mask, query.shape[2], blocks, fused=fused, interpret=interpret)
   # Without residuals the kernel returns one array.
   mixed = cast(Array, jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments))
   return mixed.swapaxes(1, 2)[:, :length].astype(value.dtype)
@@ -214,9 +220,18 @@ def choose_block(*parts: int) -> int:
 
 
 def make_kernel(
-  mask: mask_lib.Mask, heads: int, blocks: tuple[int, int], *, interpret: bool
+  mask: mask_lib.Mask,
+  heads: int,
+  blocks: tuple[int, int],
+  *,
+  fused: bool = False,
+  interpret: bool,
 ) -> kernel_lib.SplashAttentionKernel:
-  """Makes the kernel of a mask whose sides are multiples of those of a block."""
+  """Makes the kernel of a mask whose sides are multiples of those of a block.
+
+  fused: one kernel for the whole backward pass, which computes logits once: five products instead
+    of seven. Gradients of queries leave it in parts, one for each block of keys, and are summed.
+  """
   rows, keys = blocks
   sizes = kernel_lib.BlockSizes(
     block_q=rows,
@@ -225,8 +240,9 @@ def make_kernel(
     block_q_dkv=rows,
     block_kv_dkv=keys,
     block_kv_dkv_compute=keys,
-    block_q_dq=rows,
-    block_kv_dq=keys,
+    block_q_dq=None if fused else rows,
+    block_kv_dq=None if fused else keys,
+    use_fused_bwd_kernel=fused,
   )
   return kernel_lib.make_splash_mha(
     mask_lib.MultiHeadMask([mask] * heads),
