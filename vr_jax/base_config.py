@@ -285,6 +285,7 @@ def released_network(
   model.resize_backend = "torchvision"  # as transformers resizes frames for them
   config.export.dtype = "bfloat16"  # as the releases
   config.mesh = mesh or ((1, -1, 1, 8) if size in ("72b", "qwen3vl_32b") else (1, -1, 1, 1))
+  config.rl.decode_layout = "tensor"  # reads the fewest weights a token
   if size in QWEN3_VL:
     model.system = ""  # the released template has none
     model.min_video_pixels = 4 * 32 * 32
@@ -309,6 +310,7 @@ def phi2_network(config: ml_collections.ConfigDict) -> None:
   model.patch_buckets = (8 * 729, 16 * 729)  # of all its images
   config.export.dtype = "float16"  # as the release
   config.mesh = (1, -1, 1, 1)
+  config.rl.decode_layout = "tensor"
 
 
 def token_pixels(size: str) -> int:
