@@ -83,8 +83,8 @@ class ModelSection:
   )
   attention: Literal["", "xla", "splash", "splash_fused", "cudnn"] = field(
     "",
-    "Attention kernel; splash and splash_fused (fewer products backwards, more memory) are for TPUs, "
-    "cudnn for GPUs; empty: the platform's own choice.",
+    "Attention kernel; splash and splash_fused (fewer products backwards, more memory) are for "
+    "TPUs, cudnn for GPUs; empty: the platform's own choice.",
     change="rounding",
   )
   decode_attention: Literal["xla", "pallas"] = field(

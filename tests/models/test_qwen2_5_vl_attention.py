@@ -17,6 +17,7 @@ from vr_jax.models.common import (
   attention_splash,
   attention_tiles,
   attention_xla,
+  kv_cache,
 )
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.parallel import mesh as mesh_lib
@@ -164,8 +165,8 @@ def test_replies_attend_to_their_prompt_and_to_themselves(backend, part):
 def _decoded(query, key, value, *_, causal):
   """A decoding step over a prompt of these keys; the own token has next to no weight."""
   slot, valid = jnp.zeros(1, jnp.int32), jnp.ones(key.shape[:2], bool)
-  own = (*attention.transpose_for_decode(-key[:, :1], value[:, :1]), jnp.ones(1, bool))
-  prefix = (*attention.transpose_for_decode(key, value), valid)
+  own = (*kv_cache.transpose_for_decode(-key[:, :1], value[:, :1]), jnp.ones(1, bool))
+  prefix = (*kv_cache.transpose_for_decode(key, value), valid)
   return attention_decode.step(query[0], slot, slot, *prefix, *own, group=1)[None]
 
 

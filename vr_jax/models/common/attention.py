@@ -134,16 +134,6 @@ class Recent(NamedTuple):
   index: Array
 
 
-def transpose_for_decode(
-  key: Float[Array, "batch length kv_heads head_dim"],
-  value: Float[Array, "batch length kv_heads head_dim"],
-) -> tuple[
-  Float[Array, "batch kv_heads head_dim length"], Float[Array, "batch kv_heads length head_dim"]
-]:
-  """Transposes keys and values to the axis order that a decoding step reads."""
-  return jnp.moveaxis(key, 1, 3), value.swapaxes(1, 2)
-
-
 @dataclasses.dataclass(frozen=True)
 class Attention:
   """An attention backend with a layout. Hashable, since it is a static attribute of models."""

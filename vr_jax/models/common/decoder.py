@@ -23,6 +23,7 @@ from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import (
   attention,
   attention_decode_plan,
+  kv_cache,
   layers,
   rematerialisation,
   stored_weights,
@@ -297,7 +298,7 @@ class Decoder(nnx.Module):
         new = put(own, new)
         blocks = [attention.Block(new[0], new[1], places <= recent.index)]
       else:
-        prompt = attention.transpose_for_decode(*prompt)
+        prompt = kv_cache.transpose_for_decode(*prompt)
         current = attention.Block(new[0], new[1], jnp.ones(1, bool))
         blocks = [attention.Block(own[0], own[1], places < recent.index), current]
       blocks += [
@@ -364,7 +365,7 @@ class Decoder(nnx.Module):
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
       own = attention.Block(key, value, valid)
       mixed = self.attention.prefill_observation(query, own, rows, shared, *past)
-      kept = attention.transpose_for_decode(key, value)
+      kept = kv_cache.transpose_for_decode(key, value)
       return place(self.finish_layer(x, mixed, weights)), kept
 
     weights = self.stacked()

@@ -14,6 +14,16 @@ from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import attention
 
 
+def transpose_for_decode(
+  key: Float[Array, "batch length kv_heads head_dim"],
+  value: Float[Array, "batch length kv_heads head_dim"],
+) -> tuple[
+  Float[Array, "batch kv_heads head_dim length"], Float[Array, "batch kv_heads length head_dim"]
+]:
+  """Transposes keys and values to the axis order that a decoding step reads."""
+  return jnp.moveaxis(key, 1, 3), value.swapaxes(1, 2)
+
+
 # Tree transformations rebuild these with leaves that are not arrays, so their fields are not
 # checked at run time.
 @jax.tree_util.register_dataclass

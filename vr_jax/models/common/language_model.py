@@ -285,14 +285,14 @@ class DecoderLanguageModel(nnx.Module):
     weights: dict[str, Any] = layers.cast(self.text.stacked(), self.text.dtype)
     block = _block(prefix)
     if self.text.attention.decodes_in_kernel:
-      by_layer = jax.vmap(attention.transpose_for_decode)
+      by_layer = jax.vmap(kv_cache.transpose_for_decode)
       block = attention.Block(*by_layer(prefix.keys, prefix.values), prefix.valid)
     elif self._is_unrolled(len(prefix.keys)):
       weights = {
         name: tuple(stack[layer] for layer in range(len(stack))) for name, stack in weights.items()
       }
       transposed = (
-        attention.transpose_for_decode(*pair)
+        kv_cache.transpose_for_decode(*pair)
         for pair in zip(prefix.keys, prefix.values, strict=True)
       )
       keys, values = zip(*transposed, strict=True)
