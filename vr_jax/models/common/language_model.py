@@ -284,6 +284,8 @@ class DecoderLanguageModel(nnx.Module):
     """Prepares what every decoding step reads, once for a loop of steps."""
     weights: dict[str, Any] = layers.cast(self.text.stacked(), self.text.dtype)
     block = _block(prefix)
+    if not self._is_unrolled(len(prefix.keys)):
+      weights = layers.merge_heads(weights)
     if self.text.attention.decodes_in_kernel:
       by_layer = jax.vmap(kv_cache.transpose_for_decode)
       block = attention.Block(*by_layer(prefix.keys, prefix.values), prefix.valid)

@@ -20,6 +20,7 @@ UNROLLED = 8  # networks of at most this many layers are unrolled, not scanned
 # Suffixes of an adapter's two matrices (lora.py), appended to the name of the adapted weight.
 LORA_A, LORA_B = "_lora_a", "_lora_b"
 
+OUT = "out"  # name of attention's output projection, [layers, heads, head_dim, embed]
 BIAS = "_bias"  # suffix of a bias, appended to the name of the weight
 SCALE = "_scale"  # likewise of the scale of a matrix of integers (int8_weights.py)
 
@@ -89,6 +90,17 @@ def cast(weights: Weights, dtype: jnp.dtype) -> Weights:
   return {name: prepare(name, x) for name, x in weights.items()}
 
 
+def merge_heads(weights: Weights) -> Weights:
+  """The same stacks, with the two axes merged that the output projection of attention contracts.
+
+  So that XLA for TPUs reads a layer of it where it lies; otherwise each step cuts it out first.
+  """
+  out = weights.get(OUT)
+  if not isinstance(out, jax.Array):
+    return weights
+  return {**weights, OUT: out.reshape(len(out), -1, out.shape[-1])}
+
+
 def is_stored(name: str, x: Array) -> bool:
   """Whether the array of this name is a frozen matrix: those alone are stored in bfloat16."""
   return is_matrix(name, x) and x.dtype == jnp.bfloat16
@@ -136,7 +148,8 @@ def project(
   """Contracts the last `contract` axes of `x` with the first of `weight`, as one matrix product.
 
   weight: in float32, in the dtype of `x`, or a layer of a matrix in bfloat16, as it is stored. A
-    float32 weight is rounded to the dtype of `x`; its gradient is summed in float32.
+    float32 weight is rounded to the dtype of `x`; its gradient is summed in float32. The axes that
+    are contracted may be merged (`merge_heads`).
   scale: of the output channels of a weight in integers.
   merge: reshape the leading axes of `x` into one. On CPU a dot with several free axes is lowered to
     a slow loop; where these axes are sharded, merging them would move data between devices.
@@ -144,15 +157,15 @@ def project(
   if weight.dtype.itemsize == 2:
     weight = stored_weights.widen(weight) if weight.dtype == jnp.uint16 else weight
     weight = weight.astype(x.dtype)
-  inner = math.prod(weight.shape[:contract])
   leading = x.shape[: x.ndim - contract]
+  inner, outer = math.prod(x.shape[len(leading) :]), weight.shape[contract:] or weight.shape[1:]
   rows = x.reshape(*((-1,) if merge else leading), inner)
   matrix, exact = weight.reshape(inner, -1), precision(x.dtype)
   if scale is None:
     product = float32_gradients.dot(rows, matrix, exact)
   else:
     product = int8_weights.dot(rows, matrix, scale.reshape(matrix.shape[1]), exact)
-  return product.reshape(*leading, *weight.shape[contract:])
+  return product.reshape(*leading, *outer)
 
 
 def project_by_name(
