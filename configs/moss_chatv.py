@@ -31,9 +31,11 @@ reasoning steps (subsequence DTW).
            paper's second architecture. Reconstruction: which resampler it had; 3.1 B parameters.
            Device: v6e-8. Planned: 18 of 34 GB a chip, 7 s a step. Result: not yet measured.
 
-Planned memory and step time come from launch/plan.py (docs/pods.md). The sizes 3b, 7b and 72b use
-16 frames, at most 128 tokens per pair of frames (a temporal patch), as Video-R1 and its successors
-do. For 64 frames, 256 tokens per pair of frames, add these flags:
+Planned memory and step time come from launch/plan.py (docs/pods.md). They are of
+rl.decode_layout=replicated; with tensor, the default now, decoding is about 3 times as fast.
+
+The sizes 3b, 7b and 72b use 16 frames, at most 128 tokens per pair of frames (a temporal patch), as
+Video-R1 and its successors do. For 64 frames, 256 tokens per pair of frames, add these flags:
 
     --config.data.frames=64 --config.data.max_side=896 --config.model.max_pixels=200704
     --config.rl.max_new_tokens=1024

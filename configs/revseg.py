@@ -21,6 +21,9 @@ tracker turns the box into masks (docs/revseg.md).
            Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on the same; they write boxes in thousandths
            of a frame. Result: not yet measured.
 
+What is planned is of rl.decode_layout=replicated; with tensor, the default now, decoding takes less
+(docs/pods.md).
+
 Source: arXiv 2512.02835. Its code is not public. `Reconstruction:` are the prompts, sampling, the
 lengths of replies, a frozen vision tower, the mean over replies in the loss and the size of stored
 frames.

@@ -18,7 +18,8 @@ Trains a video language model with PPO: a critic, bi-level GAE and rewards of ea
 
 Policy, critic, the moments of both and the reference take 28 bytes a parameter over all chips: 13
 of 34 GB a chip for 3b on v6e-8, 58 of 103 for 7b on v5p-8, 2,055 GB in all for 72b. Programs and
-activations come on top: launch/plan.py compiles them (docs/pods.md).
+activations come on top: launch/plan.py compiles them (docs/pods.md). What is planned above is of
+rl.decode_layout=replicated; with tensor, the default now, 7b takes 61 GB to decode, not 73.
 
 The paper's rule is the default. That of its released code is env.relevance.variant and
 env.exploration.variant "code", env.on_invalid_action "explain", critic.placement "last" with

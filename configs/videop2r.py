@@ -16,8 +16,10 @@ gets the advantage of its own rewards.
            Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on the same. Device: docs/pods.md.
            Result: not yet measured.
 
-Planned memory and step time come from launch/plan.py (docs/pods.md). The released data is two
-files, traces for the warm start and questions for RL. The sizes 3b, 7b and 72b read the second. The
+Planned memory and step time come from launch/plan.py (docs/pods.md). They are of
+rl.decode_layout=replicated; with tensor, the default now, decoding is about 3 times as fast.
+
+The released data is two files, traces for the warm start and questions for RL. The sizes 3b, 7b and 72b read the second. The
 warm start is a run of its own, from whose checkpoints RL then starts:
 
     --mode=sft --config.data.annotations=VideoP2R/sft.json --config.sft.steps=10000

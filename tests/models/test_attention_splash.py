@@ -92,3 +92,25 @@ def test_a_long_prompt_and_its_replies_are_padded_apart(group, time):
   expected = both(attention_xla.attend_replies)
   for mine, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+def test_in_bfloat16_a_gradient_that_is_summed_from_parts_is_rounded_a_little_more():
+  """Of queries, whose parts are those of blocks of keys; against plain products in float32."""
+  length, rng = 1024, np.random.default_rng(0)
+  query, key, value, outer = (rng.standard_normal((1, length, 1, 8), np.float32) for _ in range(4))
+  segment = jnp.ones((1, length), jnp.int32)
+
+  def gradient(attend, dtype):
+    def loss(query):
+      arrays = (query, *(jnp.asarray(x, dtype) for x in (key, value)))
+      mixed = attend(*arrays, segment, segment, jnp.arange(length), causal=True)
+      return (mixed.astype(jnp.float32) * outer).sum()
+
+    return np.asarray(jax.grad(loss)(jnp.asarray(query, dtype)), np.float32)
+
+  exact = gradient(attention_xla.attend_segments, jnp.float32)
+  errors = []
+  for fused in (False, True):
+    attend = functools.partial(attention_splash.attend_segments, fused=fused, interpret=True)
+    errors.append(np.linalg.norm(gradient(attend, jnp.bfloat16) - exact) / np.linalg.norm(exact))
+  assert errors[0] < errors[1] < 0.02, errors
