@@ -261,6 +261,27 @@ def test_examples_before_a_damaged_one_are_read_and_it_is_named(tmp_path, monkey
   assert source[7] == written[7]
 
 
+@pytest.mark.parametrize(
+  "error", [IndexError("Requested 2 records but got 1"), ValueError("group")]
+)
+def test_where_reading_many_at_once_fails_each_is_read_alone(tmp_path, monkeypatch, error):
+  written = [example(id=str(row)) for row in range(3)]
+  examples.write(tmp_path, {"train": written})
+  source = examples.ExampleSource(tmp_path, "train")
+
+  def fail(_, positions):
+    raise error
+
+  reader = type(source._source)
+  monkeypatch.setattr(reader, "__getitems__", fail)
+  assert list(source) == written
+  monkeypatch.setattr(reader, "__getitem__", fail)
+  with pytest.raises(InputError, match=rf"\(train\): record 0 is damaged: {error}; ingest again"):
+    list(source)
+  with pytest.raises(InputError, match=rf"\(train\): record 2 is damaged: {error}; ingest again"):
+    source[2]
+
+
 def test_a_text_that_is_no_utf_8_is_named(tmp_path):
   with pytest.raises(InputError, match=r"example 'half': cannot be written: .*surrogates"):
     examples.write(tmp_path, {"train": [example(id="half", question="\ud800")]})

@@ -1,6 +1,7 @@
 """The data stage: simulated worlds, and the checks of examples before training."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from vr_jax.data import examples, ingest
 from vr_jax.traces import stage as traces_stage
 from vr_jax.train import (
   asked_clip,
+  console,
   data_stage,
   judge_factory,
   mask_filter,
@@ -250,15 +252,20 @@ def test_a_reply_that_is_never_trained_on_may_be_too_long_or_missing(tmp_path):
 def test_examples_are_checked_again_only_where_something_changed(data, monkeypatch):
   context = nano.build(data)
   context.builder.checks.find_unusable()
-  checked = []
-  monkeypatch.setattr(
-    context.processor, "check_prompt", lambda *args, name, **more: checked.append(name)
-  )
+  checked, marks = [], []
+
+  def check_prompt(*args, name, **more):
+    checked.append(name)
+    marks.append(console.progress_mark())
+
+  monkeypatch.setattr(context.processor, "check_prompt", check_prompt)
   context.builder.checks.find_unusable()
   assert not checked
   longer = nano.config(data__directory=str(data), model__prefix_buckets=(64, 97))
   dataclasses.replace(context, config=longer).builder.checks.find_unusable()
   assert len(checked) == 24
+  # Each moves the watch, which would else take long checks for a hang.
+  assert all(before != after for before, after in itertools.pairwise(marks))
 
 
 def _refused(given, tmp_path) -> str:

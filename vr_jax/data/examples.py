@@ -40,7 +40,7 @@ _EXAMPLES_PER_SHARD = 100_000
 _FILE_FORMAT = "array_record"
 _WRITER_OPTIONS = "group_size:1"  # as TFDS writes: any record is read alone
 # What reading or parsing a damaged record raises.
-_DAMAGED = (RuntimeError, KeyError, ValueError, message.DecodeError)
+_DAMAGED = (RuntimeError, LookupError, ValueError, message.DecodeError)
 _READ_AT_ONCE = 256  # records; in order, one by one takes ten times as long
 
 
@@ -196,7 +196,7 @@ class ExampleSource:
       positions = range(start, min(start + _READ_AT_ONCE, len(self)))
       try:
         read = iter(self._source.__getitems__(list(positions)))
-      except RuntimeError:  # which does not say which record is damaged
+      except _DAMAGED:  # which does not say which record is damaged
         read = (self._source[position] for position in positions)
       for position in positions:
         try:

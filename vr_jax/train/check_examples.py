@@ -6,7 +6,7 @@ the recipe asks for. The result is written next to the shards, one file for each
 (`left-out-<fingerprint>.json`), and read from there the next time.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -24,7 +24,7 @@ from vr_jax.models import interface
 from vr_jax.models.common import prompts
 from vr_jax.parallel import processes
 from vr_jax.rollout import dialogue, play
-from vr_jax.train import mask_filter, paths
+from vr_jax.train import console, mask_filter, paths
 
 SPLITS = ("train", "validation", "test")
 _NO_REPLY = (
@@ -88,15 +88,18 @@ class ReferenceChecks:
     store: frame_store.FrameStore,
     split: str,
     good: GoodExamples,
+    tick: Callable[[int], object] = lambda done: None,
   ) -> Iterator[tuple[int, records.Example, str]]:
     """Yields (index, example, problem) of each that can't be used; nothing is raised or written.
 
     good: gets what is counted of the others.
+    tick: gets the number of examples that are checked, at each.
     """
     sft, supervised_count = self.config.sft, 0
     dropped = self._dropped() if split == "train" else frozenset()
     learns = sft.steps and {"train": True, "validation": sft.validate_every}.get(split, False)
     for index, example in enumerate(source):
+      tick(index)
       where = batches.example_name(example)
       beyond = split == "train" and sft.examples and supervised_count >= sft.examples
       supervised = bool(learns) and not beyond
@@ -116,24 +119,14 @@ class ReferenceChecks:
     return frozenset()
 
   def _check(
-    self,
-    example: records.Example,
-    store: frame_store.FrameStore,
-    where: str,
-    *,
-    supervised: bool,
+    self, example: records.Example, store: frame_store.FrameStore, where: str, *, supervised: bool
   ) -> tuple[int, bool]:
     """Checks an example; returns the number of its clip's frames, and whether it is supervised."""
     times, replies = self._clip(example, store, where, supervised=supervised)
     return len(times), bool(replies)
 
   def _clip(
-    self,
-    example: records.Example,
-    store: frame_store.FrameStore,
-    where: str,
-    *,
-    supervised: bool,
+    self, example: records.Example, store: frame_store.FrameStore, where: str, *, supervised: bool
   ) -> tuple[Float[np.ndarray, "frames"], tuple[str, ...]]:
     """Times of the frames that are shown, and the replies that the warm start trains on.
 
@@ -173,7 +166,8 @@ class Checks(ReferenceChecks):
 
     supervised: for the warm start, with those that it leaves out.
 
-    All processes call this together: the first one checks what has to be checked.
+    All processes call this together: the first one checks what has to be checked. Where the others
+    don't see its file, as the data directory is not on shared storage, they check it after that.
 
     Raises:
       InputError: also if the config asks for that filter, and it has not run, or it leaves nothing.
@@ -257,12 +251,13 @@ class Checks(ReferenceChecks):
     good: gets what is counted of the others.
     """
     source, bad = examples.ExampleSource(self.shards, split), {}
-    for index, example, problem in self.problems(source, store, split, good):
-      where = batches.example_name(example)
-      problem += f" ({self._lines[example.id]})" if example.id in self._lines else ""
-      if self.config.data.on_bad == "stop":
-        raise errors.InputError(f"{where}: {problem}")
-      bad[index] = {"where": where, "problem": problem}
+    with console.progress(f"check {split}", len(source)) as tick:
+      for index, example, problem in self.problems(source, store, split, good, tick):
+        where = batches.example_name(example)
+        problem += f" ({self._lines[example.id]})" if example.id in self._lines else ""
+        if self.config.data.on_bad == "stop":
+          raise errors.InputError(f"{where}: {problem}")
+        bad[index] = {"where": where, "problem": problem}
     lines = [f"{entry['where']}: {entry['problem']}" for entry in bad.values()]
     if problem := find_none_left(len(source), lines, len(good.no_reply)):
       raise errors.InputError(f"{source}: {problem}")
@@ -281,12 +276,7 @@ class Checks(ReferenceChecks):
       return {}
 
   def _check(
-    self,
-    example: records.Example,
-    store: frame_store.FrameStore,
-    where: str,
-    *,
-    supervised: bool,
+    self, example: records.Example, store: frame_store.FrameStore, where: str, *, supervised: bool
   ) -> tuple[int, bool]:
     """Checks an example; returns the number of its clip's frames, and whether it is supervised."""
     times, replies = self._clip(example, store, where, supervised=supervised)
