@@ -248,6 +248,7 @@ class RlSection(LoopSection):
     "as_trained",
     "Weights that replies are sampled with. int8: the matrices of the language model's layers are "
     "rounded to 8 bits once a step; rl.tis_cap corrects for it. Evaluations have them as trained.",
+    change="from here on",
   )
   max_new_tokens: int = field(
     768, "Most tokens of a reply; with several turns, of each turn.", "[1, inf)"

@@ -56,6 +56,7 @@ def test_every_field_says_until_when_it_may_change():
     ({"sft": 4}, {"rl__batch_size": 2, "env__process_gate": "format", "rl__kl_weight": 0.5}),
     ({"sft": 4, "rl": 4}, {"rl__steps": 6, "rl__checkpoint_every": 3, "rl__learning_rate": 1e-4}),
     ({"sft": 4, "rl": 4}, {"model__remat": "full", "mesh": (1, 1, 1, 1), "data__on_bad": "skip"}),
+    ({"sft": 4, "rl": 4}, {"rl__sampler_weights": "int8"}),
     ({"sft": 4, "rl": 4}, {"rl__steps": 4, "eval__examples": 3, "export__dtype": "bfloat16"}),
     ({"sft": 2}, {"sft__steps": 2, "sft__schedule": "constant", "sft__target_loss": 0.5}),
   ],

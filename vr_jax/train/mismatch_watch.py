@@ -41,7 +41,8 @@ class MismatchWatch:
       return
     self.above += 1
     if console.is_power_of_ten(self.above):
-      advice = _INT8 if self.int8_weights else _OFF_POLICY if self.off_policy else _ON_POLICY
+      causes = [_OFF_POLICY] * self.off_policy + [_INT8] * self.int8_weights
+      advice = "; ".join(causes or [_ON_POLICY])
       p99, k3 = values["sampling/sampling_logp_difference/p99"], values["sampling/k3"]
       console.print_note(
         f"rl {step}: {METRIC} is {values[METRIC]:.3g} nats a token, above "
