@@ -389,7 +389,6 @@ class RlSection(LoopSection):
     "[0, inf)",
     change="any time",
   )
-
   eval_every: int = field(
     0,
     "Steps between evaluations on held-out videos (docs/watching.md); the best is kept. 0: none.",
