@@ -106,13 +106,14 @@ def test_a_scale_of_other_channels_is_refused():
 
 
 @pytest.mark.parametrize("family", list(builders.FIRST_CASES))
-def test_a_network_contracts_the_axes_that_its_files_and_adapters_have_as_inputs(family):
-  network = builders.load(builders.FIRST_CASES[family])
+def test_projections_have_the_axes_as_inputs_that_files_have(family):
   found = registry.family(family)
-  merged = {f"text.layers.{name}" for name in network.text.merged_inputs}
-  of_files = {name for name in found.weights.merged_inputs if name.startswith("text.layers.")}
-  assert merged == of_files
-  assert {*found.lora_targets.merged_inputs} == {*network.text.merged_inputs}
+  for stack, names in (
+    (found.lora_targets.text_stack, found.lora_targets.text),
+    (found.lora_targets.vision_stack, found.lora_targets.vision),
+  ):
+    for name in names:
+      assert layers.input_axes(name) == found.weights.inputs(f"{stack}.{name}")
 
 
 @functools.cache

@@ -1,8 +1,11 @@
 """The boundary of models: a family registered from here goes through every stage."""
 
+import dataclasses
 import json
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from tests.models import toy_vlm
 from tests.train import nano
 from vr_jax import main
 from vr_jax.models import registry
-from vr_jax.train import initialization, metrics, paths, run_context
+from vr_jax.models.common import lora
+from vr_jax.train import initialization, metrics, model_checks, paths, run_context
 
 registry.register(toy_vlm.FAMILY)
 
@@ -145,6 +149,38 @@ def test_adapters_train_it_too(tmp_path, one_device, run):
   names = changed["text"]["layers"]
   assert names["query"].get_value() and names["up"].get_value()
   assert not names["key"].get_value() and not changed["vision"]["cells"].get_value()
+
+
+@pytest.mark.parametrize(
+  ("declared", "matrix"),
+  [
+    (("query", "key", "value", "out", "up", "down"), ""),
+    (("query", "key", "value", "out", "up"), "down"),
+    (("query", "key", "value", "out", "up", "down"), "experts"),
+  ],
+)
+def test_integers_are_refused_for_a_matrix_whose_inputs_the_family_does_not_declare(
+  tmp_path, monkeypatch, declared, matrix
+):
+  def with_experts(*args, **options):
+    network = toy_vlm.Toy(*args, **options)
+    shape = (network.text.layers.up.shape[0], 4, 8, 6)
+    network.text.layers.experts = nnx.Param(jnp.zeros(shape), axes=("layers", None, None, None))
+    return network
+
+  family = dataclasses.replace(
+    toy_vlm.FAMILY,
+    make_model=with_experts if matrix == "experts" else toy_vlm.Toy,
+    lora_targets=lora.Targets(text=declared, vision=()),
+  )
+  monkeypatch.setitem(registry._registered, "toy_vlm", family)
+  config = nano.config(**TOY, rl__sampler_weights="int8")
+  found = [str(problem) for problem in model_checks.problems(config, tmp_path, "rl")]
+  assert [problem.split(" are ")[0] for problem in found] == (
+    [f"--config.rl.sampler_weights=int8: which axes of text.layers.{matrix}"] if matrix else []
+  )
+  config.rl.sampler_weights = "as_trained"
+  assert not list(model_checks.problems(config, tmp_path, "rl"))
 
 
 def test_a_model_type_that_nobody_registered_is_named():

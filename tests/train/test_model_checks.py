@@ -37,6 +37,7 @@ def _problems(path, mode="all", workdir="run", **fields):
 
 def test_a_whole_model_has_no_problem(model):
   assert _problems(model) == []
+  assert _problems(model, rl__sampler_weights="int8") == []
 
 
 def test_prompts_that_alone_fill_the_context_are_refused(model):

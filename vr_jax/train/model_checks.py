@@ -6,7 +6,7 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.models import registry
-from vr_jax.models.common import checkpoint
+from vr_jax.models.common import checkpoint, layers, weight_mapping
 from vr_jax.models.sam2 import checkpoint as sam2_checkpoint
 from vr_jax.train import config_changes, config_checks, mask_filter, model_setup, paths
 
@@ -38,6 +38,7 @@ def problems(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> con
   yield from config_checks.as_problems(
     lambda: model_setup.check_context(config, model_setup.model_of(config))
   )
+  yield from config_checks.as_problems(lambda: _check_int8(config))
   family = model_setup.family_of(config)
   if config.model.tokenizer != paths.TRAINED:
     yield from config_checks.as_problems(
@@ -70,6 +71,24 @@ def _check_sizes(config: ml_collections.ConfigDict) -> None:
     registry.check_directory(pretrained, "config.model.pretrained")
     registry.family_in(pretrained).read_config(Path(pretrained) / "config.json")
   model_setup.model_of(config)
+
+
+def _check_int8(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError if it is not known which axes of a matrix would have one scale."""
+  if config.rl.sampler_weights != "int8":
+    return
+  family = model_setup.family_of(config)
+  known = {f"text.layers.{name}" for name in family.lora_targets.text}
+  params = family.abstract_params(model_setup.model_of(config))
+  for name, variable in weight_mapping.flat(params).items():
+    if not name.startswith("text.layers.") or not layers.is_matrix(name, variable.get_value()):
+      continue
+    if name not in known or family.weights.inputs(name) != layers.input_axes(name):
+      raise errors.InputError(
+        f"--config.rl.sampler_weights=int8: which axes of {name} are inputs is not known, since it "
+        f"is none of the projections that {family.model_type} declares (lora_targets.text); set it "
+        "to as_trained"
+      )
 
 
 def _loads_weights(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> bool:

@@ -45,7 +45,6 @@ class Decoder(nnx.Module):
   embedding: nnx.Param
   head: nnx.Param
   layers: nnx.Module
-  merged_inputs: tuple[str, ...] = ("out",)  # weights of layers that contract heads and head_dim
 
   def __init__(self, config: interface.ModelConfig, layout: layout_lib.Layout):
     self.config, self.layout = config, layout

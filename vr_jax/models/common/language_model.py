@@ -243,8 +243,7 @@ class DecoderLanguageModel(nnx.Module):
     """
 
     def as_integers(axes: tuple[str | None, ...], name: str, x: Array) -> PyTree:
-      inputs = 2 if name in self.text.merged_inputs else 1
-      matrices = int8_lib.quantize(x, inputs=inputs)
+      matrices = int8_lib.quantize(x, inputs=layers.input_axes(name))
       # The integers move between devices, not the floats.
       for layout in (self.layout, self.layout.decoding):
         matrices = jax.tree.map(lambda x, to=layout: to.place(x, axes), matrices)
@@ -256,9 +255,8 @@ class DecoderLanguageModel(nnx.Module):
         return variable.replace(None)
       is_kept = name.endswith((layers.LORA_A, layers.LORA_B)) or layers.is_stored(name, x)
       axes, layout = variable.get_metadata()["axes"], self.layout.decoding
-      stack, _, bare = name.rpartition(".")
-      if int8_weights and stack == "text.layers" and layers.is_matrix(name, x):
-        return variable.replace(as_integers(axes, bare, x))
+      if int8_weights and name.startswith("text.layers.") and layers.is_matrix(name, x):
+        return variable.replace(as_integers(axes, name, x))
       cast = x if is_kept else x.astype(self.text.dtype)
       moves = layout.shards(axes, x.shape) != self.layout.shards(axes, x.shape)
       stays = cast.dtype == x.dtype and not moves

@@ -106,9 +106,17 @@ def is_stored(name: str, x: Array) -> bool:
   return is_matrix(name, x) and x.dtype == jnp.bfloat16
 
 
-def is_matrix(name: str, x: Array) -> bool:
+def is_matrix(name: str, x: Array | jax.ShapeDtypeStruct) -> bool:
   """Whether the array of this name has the matrices of all layers; an adapter's are no such."""
   return x.ndim > 2 and not name.endswith(("bias", LORA_A, LORA_B))
+
+
+def input_axes(name: str) -> int:
+  """How many axes, after that of layers, are inputs of the projection of this (dotted) name.
+
+  Two for attention's output projection, heads and head_dim; one for all others.
+  """
+  return 2 if name.rpartition(".")[2] == OUT else 1
 
 
 def chain(

@@ -28,16 +28,12 @@ ENDS = (layers.LORA_A, layers.LORA_B)  # suffixes of the names of an adapter's m
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Targets:
-  """Projections of a family that may get adapters: weights of `text_stack` and `vision_stack`.
-
-  merged_inputs: targets whose input has two axes, heads and head_dim.
-  """
+  """Projections of a family that may get adapters: weights of `text_stack` and `vision_stack`."""
 
   text: tuple[str, ...] = ("query", "key", "value", "out", "gate", "up", "down")
   vision: tuple[str, ...] = ("qkv", "out", "gate", "up", "down")
   text_stack: str = "text.layers"
   vision_stack: str = "vision.blocks"
-  merged_inputs: tuple[str, ...] = ("out",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +84,7 @@ def add(network: Network, adapters: Adapters, *, rngs: nnx.Rngs) -> Network:
     *path, name = parameter.split(".")
     module = cast(Any, functools.reduce(getattr, path, network))
     weight = getattr(module, name)
-    inputs = 3 if name in adapters.targets.merged_inputs else 2  # with the axis of layers
+    inputs = 1 + layers.input_axes(name)  # with the axis of layers
     axes, shape, rank = weight.get_metadata()["axes"], weight.shape, adapters.rank
     bound = math.prod(shape[1:inputs]) ** -0.5
     drawn = jax.random.uniform(
