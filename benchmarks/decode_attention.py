@@ -80,7 +80,7 @@ def compare(
   plain, kernel = (
     count(config, where, shapes, tensor, attention) for attention in ("xla", "pallas")
   )
-  others = kernel.bytes - kernel.uncounted_bytes
+  others = kernel.bytes - kernel.kernel_bytes
   other_cycles = kernel.cycles
   width = config.text_sizes.kv_width // tensor * jnp.dtype("bfloat16").itemsize
   keys = shapes.prompts * (shapes.prefix + shapes.group * shapes.reply // 2) * width
@@ -88,11 +88,11 @@ def compare(
   found = {
     "keys_mb": keys / 1e6,
     "plain_mb": (plain.bytes - others) / a_token / 1e6,
-    "kernel_mb": kernel.uncounted_bytes / a_token / 1e6,
+    "kernel_mb": kernel.kernel_bytes / a_token / 1e6,
     "others_mb": others / a_token / 1e6,
     "plain_us": us * (plain.cycles - other_cycles) / chip.clock,
     "plain_us_at_peak": us * (plain.bytes - others) / chip.bandwidth,
-    "kernel_us_at_peak": us * kernel.uncounted_bytes / chip.bandwidth,
+    "kernel_us_at_peak": us * kernel.kernel_bytes / chip.bandwidth,
     "step": plain.bytes / kernel.bytes,
   }
   return {name: round(value, 2) for name, value in found.items()}

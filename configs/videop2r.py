@@ -19,8 +19,8 @@ gets the advantage of its own rewards.
 Planned memory and step time come from launch/plan.py (docs/pods.md). They are of
 rl.decode_layout=replicated; with tensor, the default now, decoding is about 3 times as fast.
 
-The released data is two files, traces for the warm start and questions for RL. The sizes 3b, 7b and 72b read the second. The
-warm start is a run of its own, from whose checkpoints RL then starts:
+The released data is two files, traces for the warm start and questions for RL. The sizes 3b, 7b and
+72b read the second. The warm start is a run of its own, from whose checkpoints RL then starts:
 
     --mode=sft --config.data.annotations=VideoP2R/sft.json --config.sft.steps=10000
     --workdir=runs/p2r-sft

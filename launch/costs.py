@@ -55,6 +55,19 @@ class Transfer:
   slices: int = 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelCalls:
+  """Calls of a kernel whose cycles the compiler does not state.
+
+  times: number of calls.
+  passes, bytes: as in `Costs`, of one call.
+  """
+
+  times: int
+  passes: float
+  bytes: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Temporary:
   """An array that the program computes and does not return."""
@@ -72,8 +85,7 @@ class Costs:
   bytes: read from and written to main memory.
   cycles: of the compiler's own schedule, without collectives (launch/schedule.py).
   vector_cycles: of these, those of instructions without a matrix product.
-  uncounted: of `passes`, those of kernels whose cycles the compiler does not state.
-  uncounted_bytes: of `bytes`, those of the same kernels.
+  kernels: in `flops`, `passes` and `bytes`, but not in `cycles`.
   transfers: collectives.
   """
 
@@ -82,9 +94,13 @@ class Costs:
   bytes: float = 0.0
   cycles: float = 0.0
   vector_cycles: float = 0.0
-  uncounted: float = 0.0
-  uncounted_bytes: float = 0.0
+  kernels: list[KernelCalls] = dataclasses.field(default_factory=list)
   transfers: list[Transfer] = dataclasses.field(default_factory=list)
+
+  @property
+  def kernel_bytes(self) -> float:
+    """Of `bytes`, those of `kernels`."""
+    return sum(each.times * each.bytes for each in self.kernels)
 
   def collectives(self, *, between_slices: bool = False) -> dict[str, float]:
     """Bytes by kind of collective: of those within a slice, or of those between slices."""
@@ -153,8 +169,7 @@ class _Counter:
         costs.cycles += cycles
         costs.vector_cycles += 0.0 if has_product else cycles
         if kernels.is_kernel(instruction) and not cycles:
-          costs.uncounted += times * passes
-          costs.uncounted_bytes += times * moved_bytes
+          costs.kernels.append(KernelCalls(times=times, passes=passes, bytes=moved_bytes))
       any_product |= has_product
     return any_product
 

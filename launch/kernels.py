@@ -25,7 +25,7 @@ def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) 
   """FLOPs of the matrix products of one call.
 
   Of splash attention, all blocks count where the text omits the mask.
-  Raises ValueError for an unknown kernel.
+  Raises ValueError for an unknown kernel, or one with unknown results.
   """
   stated = _stated(instruction, "flops")
   if stated is not None:
@@ -39,13 +39,14 @@ def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) 
   arrays = [i for i, shape in enumerate(operands) if shape.dtype in ("bf16", "f32") and shape.sizes]
   query, key = (operands[i].sizes for i in arrays[:2])
   *heads, queries, head_dim = query
-  # A backward pass in one kernel also returns gradients of queries, for each block of keys.
-  is_fused = max(len(shape.sizes) for shape in instruction.shapes) > len(query)
-  count = head_dim * _PRODUCTS["fused" if is_fused else kind.group(1)] * 2.0
+  phase = kind.group(1)
+  rows, columns = (_block(instruction, name) for name in _BLOCKS[phase])
+  blocks = -(-key[-2] // columns)
+  is_fused = phase == "dkv" and _is_fused(instruction, query, key, blocks)
+  count = head_dim * _PRODUCTS["fused" if is_fused else phase] * 2.0
   for size in heads:
     count *= size
-  rows, columns = (_block(instruction, name) for name in _BLOCKS[kind.group(1)])
-  every = -(-queries // rows) * -(-key[-2] // columns)
+  every = -(-queries // rows) * blocks
   # The first operand has the order of the keys, the second the blocks that are not masked out.
   mask = loops.origin(module, scope, instruction.operands[1])
   return count * rows * columns * _let_through(mask, every)
@@ -63,6 +64,26 @@ def _stated(instruction: hlo.Instruction, name: str) -> float | None:
   estimate = re.search(r'"cost_estimate":\{([^}]*)\}', instruction.attributes)
   number = re.search(rf'"{name}":"?(\d+)', estimate.group(1)) if estimate else None
   return float(number.group(1)) if number else None
+
+
+def _is_fused(
+  instruction: hlo.Instruction, query: tuple[int, ...], key: tuple[int, ...], blocks: int
+) -> bool:
+  """Whether a backward kernel also returns gradients of queries, for each block of keys.
+
+  That is not stated beside its blocks. Its results are sums of one block, such gradients if there
+  are any, and gradients of keys and values.
+  """
+  *others, of_keys, _ = (tuple(shape.sizes) for shape in instruction.shapes)
+  if of_keys == tuple(key):
+    if all(len(sizes) < len(query) for sizes in others):
+      return False
+    if sorted(others[-1]) == sorted((*query, blocks)):
+      return True
+  raise ValueError(
+    f"{instruction.name}: whether it is fused is not known from its results: "
+    f"{', '.join(map(str, instruction.shapes))}"
+  )
 
 
 def _block(instruction: hlo.Instruction, name: str) -> int:

@@ -23,7 +23,7 @@ class Roofline:
 
   Beside these, and in none of them:
   schedule: seconds by the compiler's own cost model, one instruction after the other, without
-    collectives; kernels at peak FLOPs or bandwidth.
+    collectives; each kernel at peak FLOPs or bandwidth, whichever takes longer.
   vector: of these, instructions without a matrix product: vector work and sorts.
   latency: of `network`, the delays of links, where they take longer than the bytes.
   """
@@ -65,7 +65,10 @@ def estimate(
     network=sum(times * max(moved, delay) for times, moved, delay in within),
     latency=sum(times * max(0.0, delay - moved) for times, moved, delay in within),
     schedule=spent.cycles / chip.clock
-    + max(spent.uncounted / chip.peak, spent.uncounted_bytes / chip.bandwidth),
+    + sum(
+      each.times * max(each.passes / chip.peak, each.bytes / chip.bandwidth)
+      for each in spent.kernels
+    ),
     vector=spent.vector_cycles / chip.clock,
     dcn=sum(t.times * sent_between_slices(t) for t in spent.transfers if t.slices > 1) / chip.dcn,
   )

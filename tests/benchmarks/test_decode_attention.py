@@ -32,7 +32,7 @@ def test_a_step_reads_of_a_longer_prompt_only_its_keys_and_those_once():
   def count(**changes):
     given = dataclasses.replace(shapes, **changes)
     found = decode_attention.count(config, where, given, 1, "pallas")
-    kernel = found.uncounted_bytes
+    kernel = found.kernel_bytes
     return kernel / REPLY / LAYERS, (found.bytes - kernel) / REPLY / LAYERS
 
   (kernel, others), (longer_kernel, longer_others) = count(), count(prefix=4 * PREFIX)

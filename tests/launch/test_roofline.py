@@ -64,10 +64,16 @@ def test_the_bound_is_what_takes_longest():
 
 
 def test_kernels_without_cycles_take_what_their_bytes_or_flops_take_at_peak():
-  spent = costs.Costs(cycles=V5E.clock, uncounted=197e12, uncounted_bytes=3 * 819e9)
-  assert roofline.estimate(spent, V5E, [(0, 0)], (1, 1)).schedule == pytest.approx(1 + 3)
-  spent.uncounted_bytes = 0.0
-  assert roofline.estimate(spent, V5E, [(0, 0)], (1, 1)).schedule == pytest.approx(1 + 1)
+  limited_by_memory = costs.KernelCalls(times=2, passes=197e12, bytes=3 * 819e9)
+  limited_by_compute = costs.KernelCalls(times=1, passes=5 * 197e12, bytes=819e9)
+  for kernels, seconds in (
+    ([limited_by_memory], 2 * 3),
+    ([limited_by_compute], 5),
+    ([limited_by_memory, limited_by_compute], 2 * 3 + 5),
+  ):
+    spent = costs.Costs(cycles=V5E.clock, kernels=kernels)
+    found = roofline.estimate(spent, V5E, [(0, 0)], (1, 1))
+    assert found.schedule == pytest.approx(1 + seconds)
 
 
 def test_between_slices_each_chip_has_its_share_of_the_data_centres_network():
@@ -116,7 +122,8 @@ def test_a_collective_takes_at_least_the_hops_to_its_farthest_chip():
 
 
 def test_the_compilers_cycles_and_kernels_at_peak_make_the_schedule_beside_the_roofline():
-  spent = costs.Costs(cycles=3e9, vector_cycles=1.5e9, passes=197e12, uncounted=197e12)
+  kernel = costs.KernelCalls(times=1, passes=197e12, bytes=0.0)
+  spent = costs.Costs(cycles=3e9, vector_cycles=1.5e9, passes=197e12, kernels=[kernel])
   found = roofline.estimate(spent, V5E, [(0, 0)], (1, 1))
   assert (found.schedule, found.vector) == (pytest.approx(3), pytest.approx(1))
   assert found.seconds == pytest.approx(1)

@@ -193,7 +193,13 @@ def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where)
   assert counted(jax.grad(nested), query, segment)[0].flops == 5 * 3 * 9 * product
   assert counted(jax.grad(attend), query, segment)[0].flops == 9 * product
   fused = jax.grad(functools.partial(attend, fused=True))
-  assert counted(fused, query, segment)[0].flops == 7 * product
+  text = hlo.text_of(compiled(fused, query, segment))
+  assert costs.count(hlo.parse(text), turns=None)[0].flops == 7 * product
+  by_block = f"bf16[{side},2,4096,128]"  # gradients of the queries
+  assert by_block in text
+  for other in ("bf16[2,4096,128]", f"bf16[{side + 1},2,4096,128]"):
+    with pytest.raises(ValueError, match="whether it is fused is not known"):
+      costs.count(hlo.parse(text.replace(by_block, other)), turns=None)
 
 
 @pytest.mark.parametrize(
@@ -217,10 +223,11 @@ def test_the_decode_kernel_counts_what_it_states(topology_name, heads, kv_heads)
   ]
   once, _ = counted(functools.partial(attention_decode_kernel.step, group=group), *arguments)
   pairs = heads * slots * (prefix + time // 2)
-  assert once.flops == once.uncounted == 4 * head_dim * pairs
+  (kernel,) = once.kernels
+  assert once.flops == kernel.passes == 4 * head_dim * pairs
   keys = 2 * 2 * kv_heads * head_dim * (prompts * prefix + slots * time // 2)
-  assert keys <= once.uncounted_bytes <= 1.05 * keys
-  assert once.bytes <= 1.1 * once.uncounted_bytes  # queries and their rows
+  assert keys <= kernel.bytes == once.kernel_bytes <= 1.05 * keys
+  assert once.bytes <= 1.1 * kernel.bytes  # queries and their rows
 
 
 def test_of_several_slices_gradients_are_reduced_within_each_and_then_exchanged():
