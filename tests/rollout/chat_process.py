@@ -1,9 +1,11 @@
 """One of several processes that play episodes of `chat.Chat` together.
 
-python -m tests.rollout.chat_process <coordinator> <processes> <index> <file>.npz <axis> [<fails>]
+python -m tests.rollout.chat_process <coordinator> <processes> <index> <file>.npz <axis> <layout> \
+  [<fails>]
 
 coordinator: host:port.
-axis: the mesh axis that the processes share, data or sequence. Only data splits prompts.
+axis: the mesh axis of all devices. Only data and fsdp split prompts; there are as many as devices.
+layout: of decoding.
 fails: the process that can't make an observation.
 """
 
@@ -24,11 +26,14 @@ def main() -> None:
   jax.distributed.initialize(coordinator, processes, index)
   from tests.rollout import chat  # it computes
 
-  axis, fails = sys.argv[5], [int(process) for process in sys.argv[6:]]
-  mesh = mesh_lib.make_mesh([processes if name == axis else 1 for name in mesh_lib.AXES])
-  graphdef, params = chat.network(mesh)
-  own = slice(index, index + 1) if axis == "data" else slice(processes)
-  prompt = mesh_lib.put_batch(chat.batch(chat.opening(processes)[own]), mesh)
+  axis, decode_layout = sys.argv[5:7]
+  fails = [int(process) for process in sys.argv[7:]]
+  mesh = mesh_lib.make_mesh([-1 if name == axis else 1 for name in mesh_lib.AXES])
+  graphdef, params = chat.network(mesh, decode_layout)
+  share, shares = mesh_lib.process_shard(mesh)
+  prompts = jax.device_count() // shares
+  own = slice(share * prompts, (share + 1) * prompts)
+  prompt = mesh_lib.put_batch(chat.batch(chat.opening(jax.device_count())[own]), mesh)
   with futures.ThreadPoolExecutor(2) as threads:
     played = multi_turn_sampler.play(
       graphdef,
@@ -36,7 +41,7 @@ def main() -> None:
       prompt,
       chat.ALLOWED,
       jax.random.key(3),
-      chat.Chat(first=own.start or 0, slow=0.02 * index, fails=index in fails),
+      chat.Chat(first=own.start, slow=0.02 * index, fails=index in fails),
       decoding=chat.decoding(),
       schedule=chat.SCHEDULE,
       threads=threads,

@@ -284,8 +284,11 @@ def test_what_fails_on_a_thread_fails_here():
     _play(Broken())
 
 
-def _run_processes(tmp_path, axis, *options):
-  """Plays episodes in two processes; returns their exit codes, errors and files."""
+def _run_processes(tmp_path, axis, *options, devices=1):
+  """Plays episodes in two processes; returns their exit codes, errors and files.
+
+  devices: of each process.
+  """
   address = f"localhost:{local.free_port()}"
   files = [tmp_path / f"{index}.npz" for index in range(2)]
   command = (sys.executable, "-m", "tests.rollout.chat_process", address, "2")
@@ -293,7 +296,7 @@ def _run_processes(tmp_path, axis, *options):
   started = [
     subprocess.Popen(
       [*command, str(index), str(file), axis, *options],
-      env={**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1"},
+      env={**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}"},
       stderr=subprocess.PIPE,
       text=True,
     )
@@ -307,13 +310,19 @@ def _run_processes(tmp_path, axis, *options):
       process.kill()
 
 
-@pytest.mark.parametrize("axis", ["data", "sequence"])
-def test_processes_play_together_what_one_plays_alone(tmp_path, axis):
-  """Each has a prompt, or slots of all prompts; one of them takes longer to answer."""
-  codes, said, files = _run_processes(tmp_path, axis)
+@pytest.mark.parametrize(
+  ("axis", "decode_layout", "devices"),
+  [("data", "replicated", 1), ("sequence", "replicated", 1), ("fsdp", "tensor", 2)],
+)
+def test_processes_play_together_what_one_plays_alone(tmp_path, axis, decode_layout, devices):
+  """Each has prompts of its own, or slots of all prompts; one of them takes longer to answer.
+
+  In the layout tensor, the two devices of a process share its prompts, one head of keys each.
+  """
+  codes, said, files = _run_processes(tmp_path, axis, decode_layout, devices=devices)
   assert codes == [0, 0], said
   parts = [np.load(file) for file in files]
-  alone = _host(played(3, 3, 2)[1].rollout)
+  alone = _host(played(3, 3, 2 * devices)[1].rollout)
   wanted = {
     "media": alone.episode_inputs.media,
     "positions": alone.episode_inputs.positions,
@@ -323,7 +332,7 @@ def test_processes_play_together_what_one_plays_alone(tmp_path, axis):
   assert (wanted["media_index"] >= 0).any()
   for name in parts[0]:
     arrays = [part[name] for part in parts]
-    for found in [np.concatenate(arrays)] if axis == "data" else arrays:
+    for found in [np.concatenate(arrays)] if axis != "sequence" else arrays:
       np.testing.assert_allclose(found, wanted[name], rtol=0, atol=TOLERANCE, err_msg=name)
 
 
@@ -338,7 +347,7 @@ def test_an_observation_that_is_another_one_in_another_process_stops_all(monkeyp
 
 
 def test_an_observation_that_fails_in_one_process_stops_all(tmp_path):
-  codes, said, _ = _run_processes(tmp_path, "data", "1")
+  codes, said, _ = _run_processes(tmp_path, "data", "replicated", "1")
   assert 0 not in codes
   assert "clip.mp4: cannot be read" in said[1]
   assert "failed in another process" in said[0]

@@ -54,6 +54,7 @@ def test_tokens_are_those_of_a_slot_for_each_reply(temperature, slots, chunk, mo
     ((2, 2, 1, 1), 3, "replicated"),
     ((1, 2, 1, 2), 4, "training"),
     ((1, 4, 2, 1), 4, "tensor"),
+    ((2, 2, 1, 1), 4, "tensor"),
   ],
 )
 def test_on_several_devices_tokens_are_those_of_one(shape, count, decode_layout, monkeypatch):
