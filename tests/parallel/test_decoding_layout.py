@@ -1,5 +1,6 @@
 """Layouts of decoding: the same greedy replies in each, and weights that stay where they are."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,24 +11,40 @@ import numpy as np
 import pytest
 
 from tests.train import nano
+from vr_jax.models.common import layers, weight_mapping
 from vr_jax.parallel import decoding_layout
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import sampler
-from vr_jax.train import initialization
+from vr_jax.rollout import refill_sampler, sampler
+from vr_jax.train import estimates, initialization, step_shapes
 
 PROMPTS, GROUP = 8, 3
-# Of two frames, Qwen3-VL may show each larger than of eight.
-SIZES = {"tiny": {}, "tiny_qwen3vl": {"model__patch_buckets": (64,)}}
+NETWORKS = {
+  "tiny": {},
+  # Of two frames, Qwen3-VL may show each larger than of eight.
+  "tiny_qwen3vl": {"size": "tiny_qwen3vl", "model__patch_buckets": (64,)},
+  "adapters": {"model__lora__rank": 2, "model__lora__vision": ("qkv",)},
+}
 
 
 def _start(context, **changes):
   """Arguments of the sampler, and greedy decoding that ends some replies early."""
   stops = (*context.processor.stop_tokens, *range(60, 240))
   prompt = context.builder.prompt(context.builder.batch(nano.ragged_items(context, PROMPTS)))
-  params = nano.sharpened(initialization.fresh_params(context))
+  params = _opinionated(initialization.fresh_params(context))
   arguments = context.graphdef, params, prompt, context.allowed_tokens, jax.random.key(3)
   fields = {"group": GROUP, "max_new_tokens": 8, "temperature": 0.0, "slot_fractions": (0.5,)}
   return arguments, context.decoding(**{**fields, **changes}, stop_tokens=stops)
+
+
+def _opinionated(params):
+  """Sharpened parameters, with adapters that change every reply; fresh ones change none."""
+  rng, flat = np.random.default_rng(0), weight_mapping.flat(nano.sharpened(params))
+  for name, variable in flat.items():
+    if name.endswith(layers.LORA_B):
+      x = variable.get_value()
+      drawn = 0.1 * rng.standard_normal(x.shape, np.float32)
+      flat[name] = variable.replace(jax.device_put(drawn, x.sharding))
+  return weight_mapping.unflat(flat)
 
 
 def _replies(context):
@@ -36,25 +53,26 @@ def _replies(context):
 
 
 @functools.cache
-def _of_one_device(data, size):
-  return np.asarray(_replies(nano.build(data, size=size, **SIZES[size])).tokens)
+def _of_one_device(data, network):
+  return np.asarray(_replies(nano.build(data, **NETWORKS[network])).tokens)
 
 
 # The network of tiny (here nano) has two heads of keys, so that eight devices can't split them.
 @pytest.mark.parametrize(
-  ("size", "shape", "kind"),
+  ("network", "shape", "kind"),
   [
     ("tiny", (1, 8, 1, 1), "tensor"),
     ("tiny", (1, 4, 2, 1), "tensor"),
     ("tiny", (2, 2, 1, 2), "tensor"),
     ("tiny", (1, 4, 2, 1), "training"),
     ("tiny_qwen3vl", (1, 8, 1, 1), "tensor"),
+    ("adapters", (2, 4, 1, 1), "tensor"),
   ],
 )
-def test_greedy_replies_are_those_of_one_device_in_every_layout(data, size, shape, kind):
-  context = nano.build(data, size=size, mesh=shape, rl__decode_layout=kind, **SIZES[size])
+def test_greedy_replies_are_those_of_one_device_in_every_layout(data, network, shape, kind):
+  context = nano.build(data, mesh=shape, rl__decode_layout=kind, **NETWORKS[network])
   rollout = _replies(context)
-  expected = _of_one_device(data, size)
+  expected = _of_one_device(data, network)
   np.testing.assert_array_equal(mesh_lib.local_rows(rollout.tokens), expected)
   assert len(np.unique(expected)) > 5
   # What the update gets lies as training has it.
@@ -89,6 +107,37 @@ def test_a_device_has_a_part_of_the_weights_and_no_step_moves_them(data):
   moved = set(re.findall(r"= f32\[([\d,]+)\]\S* all-(?:gather|to-all)", program.as_text() or ""))
   assert moved
   assert not {tuple(map(int, dims.split(","))) for dims in moved} & whole
+
+
+class _OpenedError(Exception):
+  """The slots have been opened, which is all that a test wants."""
+
+
+@pytest.mark.parametrize("kind", ["tensor", "replicated"])
+def test_the_estimated_keys_and_values_are_those_of_the_slots_that_the_sampler_opens(
+  data, kind, monkeypatch
+):
+  context = nano.build(
+    data, mesh=(1, 4, 1, 1), rl__decode_layout=kind, rl__decode_slots=6, rl__batch_size=PROMPTS
+  )
+  arguments, decoding = _start(context, slots=6)
+  opened, open_slots = [], refill_sampler._open_slots
+
+  def stop(*given, **named):
+    opened.append(open_slots(*given, **named))
+    raise _OpenedError
+
+  monkeypatch.setattr(refill_sampler, "_open_slots", stop)
+  with pytest.raises(_OpenedError):
+    refill_sampler.sample_counting(*arguments, decoding=decoding)
+  ((prefix, state),) = opened
+  arrays = jax.tree.leaves((prefix.keys, prefix.values, state.cache))
+  whole = step_shapes.make_step_shapes(context.config, context.model)
+  shapes = dataclasses.replace(
+    whole, group=GROUP, time=decoding.max_new_tokens, prefix=prefix.valid.shape[1]
+  )
+  expected = sum(x.addressable_shards[0].data.nbytes for x in arrays)
+  assert estimates._cache_bytes(context, shapes) == expected
 
 
 @pytest.mark.parametrize(
