@@ -214,7 +214,9 @@ def test_the_decode_kernel_counts_what_it_states(topology_name, heads, kv_heads)
   numbers = functools.partial(abstract, alone, dtype=jnp.int32)
   of_prompts, of_slots = (layers, prompts, kv_heads), (layers, slots, kv_heads)
   shapes = [(*of_prompts, head_dim, prefix), (*of_slots, head_dim, time)]
-  sizes = attention_decode_plan.KernelSizes.choose(shapes, 2, slots=slots, group=group)
+  sizes = attention_decode_plan.KernelSizes.choose(
+    shapes, 2, slots=slots, group=group, per_key=heads // kv_heads
+  )
   arguments = [
     *(abstract(alone, (slots, n, head_dim)) for n in (heads, kv_heads, kv_heads)),
     *(numbers((sizes.length,)), numbers(())),
@@ -228,6 +230,42 @@ def test_the_decode_kernel_counts_what_it_states(topology_name, heads, kv_heads)
   keys = 2 * 2 * kv_heads * head_dim * (prompts * prefix + slots * time // 2)
   assert keys <= kernel.bytes == once.kernel_bytes <= 1.05 * keys
   assert once.bytes <= 1.1 * kernel.bytes  # queries and their rows
+
+
+@pytest.mark.parametrize(
+  ("dtype", "heads", "kv_heads", "group", "head_dim", "prefix", "times"),
+  [
+    ("bfloat16", 8, 8, 3, 80, 200, (256, 72)),  # two caches, as later turns have
+    ("float32", 14, 2, 4, 128, 640, (160,)),
+    ("bfloat16", 96, 8, 8, 64, 4096, (512,)),  # 12 queries of a key, and so twice as many rows
+  ],
+)
+def test_the_compiler_takes_the_decode_kernel_of_other_sizes(
+  where, dtype, heads, kv_heads, group, head_dim, prefix, times
+):
+  """Of an odd group, of blocks that are no multiple of 128, and of float32."""
+  alone = jax.sharding.Mesh(np.asarray(where.devices[:1]), ("all",))
+  layers, prompts, per_key = 2, 2, heads // kv_heads
+  slots = prompts * group
+  owners = [(prompts, prefix), *((slots, time) for time in times)]
+  shapes = [(layers, rows, kv_heads, head_dim, length) for rows, length in owners]
+  sizes = attention_decode_plan.KernelSizes.choose(
+    shapes, jnp.dtype(dtype).itemsize, slots=slots, group=group, per_key=per_key
+  )
+  assert sizes.heads * group * sizes.rows <= attention_decode_plan.MOST_ROWS
+  of = functools.partial(abstract, alone, dtype=dtype)
+  numbers = functools.partial(abstract, alone, dtype=jnp.int32)
+  stacks = [of(shape) for whole in shapes for shape in (whole, (*whole[:3], *whole[:2:-1]))]
+  once, _ = counted(
+    functools.partial(attention_decode_kernel.step, group=group),
+    *(of((slots, n, head_dim)) for n in (heads, kv_heads, kv_heads)),
+    *(numbers((sizes.length,)), numbers(())),
+    *stacks,
+  )
+  written = sum(time // 2 for time in times)
+  assert once.uncounted == pytest.approx(
+    4 * head_dim * heads * slots * (prefix + written), rel=0.01
+  )
 
 
 def test_of_several_slices_gradients_are_reduced_within_each_and_then_exchanged():

@@ -85,6 +85,7 @@ def in_kernel(arguments, *, group, **forgetting):
       prefix_key.dtype.itemsize,
       slots=len(query),
       group=group,
+      per_key=query.shape[1] // key.shape[1],
     )
     at = prompt, group_index, longest
     plan = attention_decode_plan.make_plan(sizes, *at, *ranges, **forgetting)
@@ -136,6 +137,7 @@ SHAPES = {
   "many heads of 80": {"kv_heads": 12, "per_key": 1, "head_dim": 80, "group": 2},
   "heads of 64": {"per_key": 7, "head_dim": 64, "prompts": 2},
   "no more than a block": {"prefix": 20, "lengths": (7,), "dtype": "bfloat16"},
+  "more queries of a key than rows": {"per_key": 10, "head_dim": 64, "prompts": 2},
   "one reply": {"group": 1, "kv_heads": 1, "prompts": 5, "head_dim": 128},
   "two caches": {"lengths": (37, 50), "head_dim": 80, "per_key": 1, "dtype": "bfloat16"},
   "no cache": {"lengths": ()},
@@ -193,7 +195,7 @@ def test_each_block_is_read_once_and_none_behind_the_end_of_a_prompt_or_a_reply(
   is_live = np.array([[1, 1], [0, 0], [1, 1], [1, 0]], bool)
   slot = np.array([[3, 0], [0, 0], [4, 2], [1, 0]])
   shapes = [(1, prompts, heads, head_dim, 90), (1, 5, heads, head_dim, 37)]
-  sizes = attention_decode_plan.KernelSizes.choose(shapes, 4, slots=5, group=group)
+  sizes = attention_decode_plan.KernelSizes.choose(shapes, 4, slots=5, group=group, per_key=2)
   assert sizes.blocks == (32, 16)
   slots = [np.flatnonzero((slot == n) & is_live) for n in range(5)]
   prompt, group_index = np.divmod([n[0] if len(n) else prompts * group for n in slots], group)

@@ -58,6 +58,7 @@ class ToyConfig:
       layers=self.num_hidden_layers,
       layer_weights=12 * self.hidden_size**2,
       kv_width=2 * self.hidden_size,
+      queries_per_key=1,
     )
 
   @property

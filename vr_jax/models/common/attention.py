@@ -305,11 +305,13 @@ class Attention:
     decode_slots: slots_lib.DecodeSlots,
     prefix: Block,
     *pasts: attention_decode_plan.CachedKeys,
+    per_key: int,
   ) -> Int[Array, "plans"]:
     """The plans by which `step_in_kernel` reads keys, one for each device; the same in all layers.
 
     prefix: key [layers, prompts, kv_heads, head_dim, prefix], value [layers, prompts, kv_heads,
             prefix, head_dim], valid int32 [prompts]: the number of valid tokens, which come first.
+    per_key: query heads that share a key's head.
     """
     layout, slots = self.layout.decoding, ("slots",)
 
@@ -322,6 +324,7 @@ class Attention:
       prefix.key.dtype.itemsize,
       slots=shape_here(jnp.asarray(decode_slots.prompt), slots)[0],
       group=decode_slots.group,
+      per_key=per_key,
     )
     forgetting = () if decode_slots.forgets is None else ((decode_slots.forgets, slots),)
 

@@ -62,9 +62,11 @@ def step(
   prompts, kv_heads = prefix_key.shape[1:3]
   stacks = [prefix_key, prefix_value, *pasts]
   shapes = [x.shape for x in stacks[::2]]
-  sizes = plan_lib.KernelSizes.choose(shapes, prefix_key.dtype.itemsize, slots=slots, group=group)
   per_key = heads // kv_heads
-  padded = -(-per_key // plan_lib.ROWS) * plan_lib.ROWS
+  sizes = plan_lib.KernelSizes.choose(
+    shapes, prefix_key.dtype.itemsize, slots=slots, group=group, per_key=per_key
+  )
+  padded = sizes.rows
   rows = query.reshape(slots, kv_heads, per_key, head_dim) * head_dim**-0.5
   rows = jnp.pad(rows, ((0, 0), (0, 0), (0, padded - per_key), (0, 0)))
   new = jnp.concatenate([rows, key[:, :, None], value[:, :, None]], axis=2)
@@ -78,7 +80,7 @@ def step(
 
   out_shape = jax.ShapeDtypeStruct((prompts, group, kv_heads, padded, head_dim), jnp.float32)
   mixed = pl.pallas_call(
-    functools.partial(_kernel, sizes=sizes, padded=padded),
+    functools.partial(_kernel, sizes=sizes),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=(prompts, kv_heads // sizes.heads, sizes.array(plan, "starts")[-1]),
@@ -154,17 +156,15 @@ def make_specs(sizes: plan_lib.KernelSizes, part: int, head_dim: int) -> list[pl
   ]
 
 
-def _kernel(
-  layer: Any, plan: Any, new: Any, *refs: Any, sizes: plan_lib.KernelSizes, padded: int
-) -> None:
+def _kernel(layer: Any, plan: Any, new: Any, *refs: Any, sizes: plan_lib.KernelSizes) -> None:
   """The steps of the grid.
 
   new: [group, heads, rows, head_dim], queries of the new tokens, then their keys and values.
   refs: keys and values of each part; results; queries; running maximum, sum and mixture; tokens of
     the prompt that each row attends to.
-  padded: queries of a reply and a key's head.
   """
   del layer
+  padded = sizes.rows
   *stacks, out, query, top, total, mixed, limit = refs
   prompt, step = pl.program_id(0), pl.program_id(2)
   starts = [plan[sizes.place("starts") + i] for i in range(len(sizes.blocks) + 1)]

@@ -53,6 +53,7 @@ class KernelSizes:
 
   slots: as in `step`.
   prompts, group: prompts, and replies of each.
+  rows: queries of a reply that share a key's head, padded to a multiple of `ROWS`.
   heads: of the keys, that a step computes.
   blocks: keys of a block, for each part.
   most: blocks that an owner has room for, for each part.
@@ -61,30 +62,39 @@ class KernelSizes:
   slots: int
   prompts: int
   group: int
+  rows: int
   heads: int
   blocks: tuple[int, ...]
   most: tuple[int, ...]
 
   @classmethod
   def choose(
-    cls, shapes: Sequence[tuple[int, ...]], item_bytes: int, *, slots: int, group: int
+    cls,
+    shapes: Sequence[tuple[int, ...]],
+    item_bytes: int,
+    *,
+    slots: int,
+    group: int,
+    per_key: int,
   ) -> "KernelSizes":
     """The sizes for keys of these shapes: of the prompts, then of each cache.
 
     shapes: (layers, owners, kv_heads, head_dim, length), owners being prompts or slots.
     item_bytes: of a number.
+    per_key: query heads that share a key's head.
     """
-    kv_heads, rows = shapes[0][2], group * ROWS
-    most_heads = max(1, min(MOST_HEADS, MOST_ROWS // rows))
+    kv_heads, rows = shapes[0][2], -(-per_key // ROWS) * ROWS
+    most_heads = max(1, min(MOST_HEADS, MOST_ROWS // (group * rows)))
     heads = max(n for n in range(1, most_heads + 1) if kv_heads % n == 0)
     blocks = []
     for part, (_, _, _, head_dim, length) in enumerate(shapes):
       size = REPLY_BYTES if part else PROMPT_BYTES
-      blocks.append(_choose_block(head_dim, length, heads * item_bytes, size, rows))
+      blocks.append(_choose_block(head_dim, length, heads * item_bytes, size, group * rows))
     return cls(
       slots=slots,
       prompts=shapes[0][1],
       group=group,
+      rows=rows,
       heads=heads,
       blocks=tuple(blocks),
       most=tuple(-(-shape[4] // block) for shape, block in zip(shapes, blocks, strict=True)),

@@ -325,7 +325,8 @@ class Decoder(nnx.Module):
         attention_decode_plan.CachedKeys(keys, values, jnp.zeros_like(written), written),
         *(attention_decode_plan.CachedKeys.of_valid(*past) for past in pasts),
       ]
-      plans = self.attention.plan_in_kernel(decode_slots, *read)
+      per_key = self.config.text_sizes.queries_per_key
+      plans = self.attention.plan_in_kernel(decode_slots, *read, per_key=per_key)
       numbered = [weights, jnp.arange(len(prefix.key))]
       x, new = stored_weights.scan(layer_in_kernel, x, numbered)
       return self.final_norm(x), *put((keys, values), new)

@@ -49,11 +49,13 @@ class TextSizes:
 
   layer_weights: number of weights in one layer.
   kv_width: features of a token's keys and values in one layer.
+  queries_per_key: heads of queries that share one of keys.
   """
 
   layers: int
   layer_weights: int
   kv_width: int
+  queries_per_key: int
 
   @classmethod
   def of_config(cls, text: DecoderSizes, *, mlp_matrices: int) -> "TextSizes":
@@ -64,6 +66,7 @@ class TextSizes:
       layers=text.num_hidden_layers,
       layer_weights=text.hidden_size * width,
       kv_width=2 * text.num_key_value_heads * text.head_dim,
+      queries_per_key=text.num_attention_heads // text.num_key_value_heads,
     )
 
 
