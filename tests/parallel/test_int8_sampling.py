@@ -10,7 +10,7 @@ import pytest
 from tests.parallel import test_decoding_layout
 from tests.rollout import test_compilations
 from tests.train import nano
-from vr_jax.models.common import int8_weights, weight_mapping
+from vr_jax.models.common import int8_weights, layers, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 from vr_jax.train import estimates, initialization, step_shapes
@@ -81,21 +81,27 @@ def test_sampling_again_with_other_weights_compiles_nothing(data, compilations):
 
 
 @pytest.mark.parametrize("adapters", [{}, ADAPTED])
-def test_of_matrices_a_device_reads_half_the_bytes_of_bfloat16(data, adapters):
-  context = nano.build(data, model__dtype="bfloat16", **adapters)
+@pytest.mark.parametrize("mesh", [(1, 1, 1, 1), (1, 2, 1, 1)])
+def test_of_matrices_a_device_reads_half_the_bytes_of_bfloat16_and_scales(data, mesh, adapters):
+  fields = {"rl__decode_layout": "tensor", "model__dtype": "bfloat16", **adapters}
+  context = nano.build(data, mesh=mesh, **fields)
   shapes = (context.decoding_shapes(int8_weights=flag) for flag in (False, True))
   floats, integers = (weight_mapping.flat(one) for one in shapes)
-  before = after = 0
+  count = whole = 0
   for name, variable in integers.items():
     x, old = variable.get_value(), floats[name].get_value()
     if not isinstance(x, int8_weights.Int8Matrices):
       assert (x.shape, x.dtype) == (old.shape, old.dtype)
+      assert x.sharding.is_equivalent_to(old.sharding, x.ndim)
       continue
     assert old.dtype == "bfloat16"
-    count, channels = math.prod(old.shape), math.prod(x.scale.shape)
-    assert estimates._whole_bytes(x) == count + 4 * channels
-    before, after = before + 2 * count, after + estimates._whole_bytes(x)
-  assert 0.5 < after / before < 0.6
+    depth, *axes = old.sharding.shard_shape(old.shape)
+    channels = depth * math.prod(axes[layers.input_axes(name) :])
+    of_device = estimates._device_bytes(old)
+    assert of_device == 2 * depth * math.prod(axes)
+    assert estimates._device_bytes(x) == of_device / 2 + 4 * channels
+    count, whole = count + depth * math.prod(axes), whole + math.prod(old.shape)
+  assert count == whole / math.prod(mesh)
 
 
 def test_estimates_count_integers_for_sampling_and_floats_for_evaluations(data):
