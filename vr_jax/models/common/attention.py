@@ -431,10 +431,10 @@ class Attention:
 
   def _function(self, name: str, *, few_keys: bool = False) -> Callable[..., Array]:
     """The backend's function of this name. few_keys: less than a block of the splash kernel."""
-    of_splash = _MODULES[self.backend] is attention_splash
-    backend = "xla" if few_keys and of_splash else self.backend
+    is_splash = _MODULES[self.backend] is attention_splash
+    backend = "xla" if few_keys and is_splash else self.backend
     function = getattr(_MODULES[backend], name)
-    if backend != "xla" and of_splash:
+    if backend != "xla" and is_splash:
       interpret = self.layout.platform == "cpu"
       return functools.partial(function, fused=backend == "splash_fused", interpret=interpret)
     if backend == "xla" and self.layout.platform == "cpu":

@@ -72,7 +72,7 @@ def step(
   new = jnp.concatenate([rows, key[:, :, None], value[:, :, None]], axis=2)
   new = jnp.pad(new, ((0, 0), (0, 0), (0, plan_lib.ROWS - 2), (0, 0)))
   new = new[sizes.array(plan, "slot")].reshape(prompts, group, *new.shape[1:])
-  of_rows = (sizes.heads, group * padded)
+  row_shape = (sizes.heads, group * padded)
 
   def group_spec(rows: int) -> pl.BlockSpec:
     block = (None, group, sizes.heads, rows, head_dim)
@@ -90,10 +90,10 @@ def step(
       ],
       out_specs=group_spec(padded),
       scratch_shapes=[
-        pltpu.VMEM((*of_rows, head_dim), jnp.float32),
-        pltpu.VMEM((*of_rows, plan_lib.LANES), jnp.float32),
-        pltpu.VMEM((*of_rows, plan_lib.LANES), jnp.float32),
-        pltpu.VMEM((*of_rows, head_dim), jnp.float32),
+        pltpu.VMEM((*row_shape, head_dim), jnp.float32),
+        pltpu.VMEM((*row_shape, plan_lib.LANES), jnp.float32),
+        pltpu.VMEM((*row_shape, plan_lib.LANES), jnp.float32),
+        pltpu.VMEM((*row_shape, head_dim), jnp.float32),
         pltpu.VMEM((group * padded, plan_lib.LANES), jnp.int32),
       ],
     ),
@@ -137,8 +137,8 @@ def make_specs(sizes: plan_lib.KernelSizes, part: int, head_dim: int) -> list[pl
   """The blocks of keys and of values that each step of the grid has in memory for a part."""
 
   def place(prompt: Array, step: Array, layer: Any, plan: Any) -> tuple[Any, Any, Any]:
-    owner = prompt * sizes.owners(part) + plan[sizes.place("owner", part) + step]
-    row, low, high = (plan[sizes.place(name, part) + owner] for name in ("row", "low", "high"))
+    entry = prompt * sizes.owners(part) + plan[sizes.place("owner", part) + step]
+    row, low, high = (plan[sizes.place(name, part) + entry] for name in ("row", "low", "high"))
     return layer[0], row, jnp.minimum(low + plan[sizes.place("turn", part) + step], high)
 
   def place_keys(prompt: Array, heads: Array, step: Array, *scalars: Any) -> tuple[Any, ...]:
@@ -175,8 +175,8 @@ def _kernel(layer: Any, plan: Any, new: Any, *refs: Any, sizes: plan_lib.KernelS
   @pl.when(step == 0)
   def begin() -> None:
     def begin_reply(reply: Any, carry: None) -> None:
-      rows, one = rows_of(reply), new[reply].astype(jnp.float32)
-      queries, keys, values = jnp.split(one[:, : padded + 2], [padded, padded + 1], axis=1)
+      rows, reply_rows = rows_of(reply), new[reply].astype(jnp.float32)
+      queries, keys, values = jnp.split(reply_rows[:, : padded + 2], [padded, padded + 1], axis=1)
       logits = (queries * keys).sum(axis=-1, keepdims=True)
       query[:, rows] = queries
       top[:, rows] = jnp.broadcast_to(logits, (sizes.heads, padded, plan_lib.LANES))
@@ -188,10 +188,10 @@ def _kernel(layer: Any, plan: Any, new: Any, *refs: Any, sizes: plan_lib.KernelS
 
     jax.lax.fori_loop(0, sizes.group, begin_reply, None)
 
-  def add(rows: Any, keys: Any, values: Any, seen: Any = None, held: Any = None) -> None:
+  def add(rows: Any, keys: Any, values: Any, seen: Any = None, has_value: Any = None) -> None:
     """Adds a block to the softmax of some rows.
 
-    seen: mask [#rows, keys] of what they attend to; held: [keys, 1], where there are values.
+    seen: mask [#rows, keys] of what they attend to; has_value: [keys, 1], where there are values.
     """
     product = functools.partial(
       jnp.dot, precision=layers.precision(keys.dtype), preferred_element_type=jnp.float32
@@ -202,7 +202,7 @@ def _kernel(layer: Any, plan: Any, new: Any, *refs: Any, sizes: plan_lib.KernelS
       logits = product(query[at].astype(keys.dtype), keys[head])
       logits = logits if seen is None else jnp.where(seen, logits, layers.MASKED)
       # Behind the end of an array a block holds anything, even what is not a number.
-      value = values[head] if held is None else jnp.where(held, values[head], 0)
+      value = values[head] if has_value is None else jnp.where(has_value, values[head], 0)
       before = top[at]
       after = jnp.maximum(before, logits.max(axis=-1, keepdims=True))
       share, scale = jnp.exp(logits - after[:, :1]), jnp.exp(before - after)
@@ -218,11 +218,11 @@ def _kernel(layer: Any, plan: Any, new: Any, *refs: Any, sizes: plan_lib.KernelS
 
   for part in sizes.parts:
     keys, values = stacks[2 * part : 2 * part + 2]
-    block, one = sizes.blocks[part], plan[sizes.place("owner", part) + step]
-    owner = prompt * sizes.owners(part) + one
-    low, begins, ends = (plan[sizes.place(n, part) + owner] for n in ("low", "begin", "end"))
+    block, owner = sizes.blocks[part], plan[sizes.place("owner", part) + step]
+    entry = prompt * sizes.owners(part) + owner
+    low, begins, ends = (plan[sizes.place(n, part) + entry] for n in ("low", "begin", "end"))
     start = (low + plan[sizes.place("turn", part) + step]) * block
-    rows = rows_of(one) if part else slice(None)
+    rows = rows_of(owner) if part else slice(None)
     whole_from = begins if part else 0
     whole_to = ends if part else plan[sizes.place("shortest") + prompt]
     is_whole = (whole_from <= start) & (start + block <= whole_to)

@@ -38,8 +38,8 @@ class CachedKeys(NamedTuple):
   end: Array
 
   @classmethod
-  def of_valid(cls, key: Array, value: Array, valid: Bool[Array, "slots length"]) -> "CachedKeys":
-    """Of keys whose valid ones follow one another."""
+  def from_mask(cls, key: Array, value: Array, valid: Bool[Array, "slots length"]) -> "CachedKeys":
+    """From a mask of keys, whose valid ones follow one another."""
     begin = jnp.argmax(valid, axis=1).astype(jnp.int32)
     return cls(key, value, begin, begin + valid.sum(axis=1))
 
@@ -179,12 +179,12 @@ def make_plan(
   longest = jnp.where(is_live, limit, 0).reshape(shape).max(axis=1)
   shortest = jnp.where(is_live, limit, longest.max()).reshape(shape).min(axis=1)
   arrays = {"shortest": shortest, "limit": limit, "slot": slot, "reply": reply}
-  of_parts = [(jnp.arange(sizes.prompts), jnp.zeros_like(longest), longest)]
+  part_ranges = [(jnp.arange(sizes.prompts), jnp.zeros_like(longest), longest)]
   for begin, end in zip(ranges[::2], ranges[1::2], strict=True):
-    of_parts.append((slot, begin[slot], jnp.where(is_live, end[slot], 0)))
+    part_ranges.append((slot, begin[slot], jnp.where(is_live, end[slot], 0)))
   start, starts = jnp.int32(0), [jnp.int32(0)]
   steps = jnp.arange(sizes.offsets["owner 0"][1])
-  for part, (row, begin, end) in enumerate(of_parts):
+  for part, (row, begin, end) in enumerate(part_ranges):
     block, owners = sizes.blocks[part], sizes.owners(part)
     has_keys = end > begin
     low, high = begin // block, (end - 1) // block
@@ -198,7 +198,7 @@ def make_plan(
     before = jax.lax.cummax(jnp.where(has_keys, jnp.arange(len(end)), -1))
     source = jnp.where(before >= 0, before, jnp.argmax(has_keys))
     kept_block = jnp.where(before >= 0, high[source], low[source])
-    found = {
+    fields = {
       "owner": inside // jnp.maximum(count, 1),
       "turn": inside % jnp.maximum(count, 1),
       "row": row[source],
@@ -207,7 +207,7 @@ def make_plan(
       "begin": begin,
       "end": end,
     }
-    arrays |= {f"{name} {part}": jnp.maximum(x, 0) for name, x in found.items()}
+    arrays |= {f"{name} {part}": jnp.maximum(x, 0) for name, x in fields.items()}
   arrays["starts"] = jnp.stack(starts)
   return jnp.concatenate([arrays[name].astype(jnp.int32) for name in sizes.offsets])
 

@@ -323,7 +323,7 @@ class Decoder(nnx.Module):
       read = [
         attention.Block(prefix.key, prefix.value, prefix.valid.sum(axis=1)),
         attention_decode_plan.CachedKeys(keys, values, jnp.zeros_like(written), written),
-        *(attention_decode_plan.CachedKeys.of_valid(*past) for past in pasts),
+        *(attention_decode_plan.CachedKeys.from_mask(*past) for past in pasts),
       ]
       per_key = self.config.text_sizes.queries_per_key
       plans = self.attention.plan_in_kernel(decode_slots, *read, per_key=per_key)
