@@ -67,6 +67,14 @@ def test_on_several_devices_tokens_are_those_of_one(shape, count, decode_layout,
   _assert_the_same(refilled, expected)
 
 
+def test_tokens_drawn_in_the_layout_tensor_without_refilling_are_those_of_one_device():
+  arguments, decoding = _network(None, count=4, slot_fractions=(0.5,))
+  expected = sampler.sample(*arguments, decoding=decoding)
+  mesh = mesh_lib.make_mesh((1, 4, 1, 1), jax.devices()[:4])
+  arguments, decoding = _network(mesh, "tensor", count=4, slot_fractions=(0.5,))
+  _assert_the_same(sampler.sample(*arguments, decoding=decoding), expected)
+
+
 def test_a_family_with_more_features_has_the_same_tokens_in_slots_that_are_refilled(monkeypatch):
   monkeypatch.setattr(refill_sampler, "CHUNK", 4)
   arguments, decoding = chat.family_network("qwen3_vl"), chat.decoding(slots=4, group=5)

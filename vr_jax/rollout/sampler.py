@@ -199,7 +199,7 @@ def _start(
   slots, vocab = len(reply_index), len(model.lm_head_weight())
   blank = layout.place(jnp.zeros((slots, decoding.max_new_tokens)), ("slots", None))
   return prefix, _State(
-    index=jnp.int32(0),
+    index=layout.place(jnp.int32(0), ()),  # it is folded into keys of the same mesh
     hidden=model.gather_for_slots(prefix.hidden, decode_slots),
     cache=model.init_cache(prefix, slots, decoding.max_new_tokens),
     tokens=blank.astype(jnp.int32),
