@@ -33,7 +33,8 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
   "v5e": {},
   "v5p": {},
   "v6e": {},
-  "tpu7x": {},
+  # With it libtpu 0.0.42.1 ends the process while it compiles an update (docs/pods.md).
+  "tpu7x": {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": "false"},
 }
 # By a part of JAX's `device_kind` in lower case; the first one that fits counts.
 _KINDS = {"v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e", "tpu7x": "tpu7x"}
