@@ -1,4 +1,4 @@
-"""One of several processes that play episodes of `chat.Chat` together.
+"""One of several processes that play episodes of `chat.Chat` and draw replies together.
 
 python -m tests.rollout.chat_process <coordinator> <processes> <index> <file>.npz <axis> <layout> \
   [<fails>]
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import multi_turn_sampler
+from vr_jax.rollout import multi_turn_sampler, sampler
 
 
 def main() -> None:
@@ -51,6 +51,8 @@ def main() -> None:
   arrays |= {
     name: getattr(rollout.episode_inputs, name) for name in ("positions", "media_index", "media")
   }
+  arguments = (graphdef, params, prompt, chat.ALLOWED, jax.random.key(7))
+  arrays["replies"] = sampler.sample(*arguments, decoding=chat.decoding()).tokens
   local: dict[str, Any] = {name: mesh_lib.local_rows(x) for name, x in arrays.items()}
   np.savez(sys.argv[4], **local)
 

@@ -315,7 +315,8 @@ def _run_processes(tmp_path, axis, *options, devices=1):
   [("data", "replicated", 1), ("sequence", "replicated", 1), ("fsdp", "tensor", 2)],
 )
 def test_processes_play_together_what_one_plays_alone(tmp_path, axis, decode_layout, devices):
-  """Each has prompts of its own, or slots of all prompts; one of them takes longer to answer.
+  """Each has prompts of its own, or slots of all prompts; one of them takes longer to answer. Then
+  they draw replies of one turn.
 
   In the layout tensor, the two devices of a process share its prompts, one head of keys each.
   """
@@ -329,6 +330,9 @@ def test_processes_play_together_what_one_plays_alone(tmp_path, axis, decode_lay
     **vars(alone),
   }
   wanted["media_index"] = alone.episode_inputs.media_index
+  prompt = chat.batch(chat.opening(2 * devices))
+  arguments = (*chat.network(), prompt, chat.ALLOWED, jax.random.key(7))
+  wanted["replies"] = sampler.sample(*arguments, decoding=chat.decoding()).tokens
   assert (wanted["media_index"] >= 0).any()
   for name in parts[0]:
     arrays = [part[name] for part in parts]
