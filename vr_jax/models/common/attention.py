@@ -16,7 +16,7 @@ Decoding has two of its own:
     pallas  our kernel for TPUs (emulated on CPU), which reads less (attention_decode_kernel.py)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from types import ModuleType
@@ -72,11 +72,7 @@ def make(config: interface.ModelConfig, layout: layout_lib.Layout) -> "Attention
   if not name:
     own = [backend for backend, runs in PLATFORMS.items() if runs[0] == platform and halved]
     return Attention(layout, own[0] if own else "xla", in_kernel)
-  if name not in PLATFORMS or platform not in PLATFORMS[name]:
-    fitting = [backend for backend, runs in PLATFORMS.items() if platform in runs]
-    raise errors.InputError(
-      f"config.model.attention={name}: does not run on {platform}; one of {', '.join(fitting)}"
-    )
+  _check_platform("attention", name, platform, PLATFORMS)
   if name == "cudnn" and not halved:
     raise errors.InputError(
       f"config.model.attention=cudnn: takes no {config.dtype}; set config.model.dtype=bfloat16"
@@ -84,15 +80,21 @@ def make(config: interface.ModelConfig, layout: layout_lib.Layout) -> "Attention
   return Attention(layout, name, in_kernel)
 
 
+def _check_platform(
+  field: str, name: str, platform: str, platforms: Mapping[str, Sequence[str]]
+) -> None:
+  """Raises InputError unless the backend of a field of config.model runs on the platform."""
+  if platform not in platforms.get(name, ()):
+    fitting = [backend for backend, runs in platforms.items() if platform in runs]
+    raise errors.InputError(
+      f"config.model.{field}={name}: does not run on {platform}; one of {', '.join(fitting)}"
+    )
+
+
 def _decodes_in_kernel(config: interface.ModelConfig, layout: layout_lib.Layout) -> bool:
   """Whether decoding runs in the kernel. Raises InputError as `make`."""
   name, platform = config.decode_attention, layout.platform
-  if platform not in DECODE_PLATFORMS.get(name, ()):
-    fitting = [backend for backend, runs in DECODE_PLATFORMS.items() if platform in runs]
-    raise errors.InputError(
-      f"config.model.decode_attention={name}: does not run on {platform}; one of "
-      f"{', '.join(fitting)}"
-    )
+  _check_platform("decode_attention", name, platform, DECODE_PLATFORMS)
   ways = layout.decoding.ways("prefix")
   if name == "pallas" and ways > 1:
     raise errors.InputError(
