@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import jax
 import pytest
 
 from benchmarks import decode_attention
 from launch import topology
+from tests import tpu_compiler
 from tests.models import test_qwen2_5_vl_tpu
 
 LAYERS, REPLY, PREFIX, GROUP = 9, 256, 1024, 4
@@ -15,12 +15,8 @@ KV_HEADS, HEAD_DIM = 2, 128
 
 @pytest.fixture(scope="module", autouse=True)
 def compiling_only():
-  names = ("jax_enable_compilation_cache", "jax_exec_time_optimization_effort")
-  before = {name: getattr(jax.config, name) for name in names}
-  topology.prepare()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
+  with tpu_compiler.compiling_only():
+    yield
 
 
 def test_a_step_reads_of_a_longer_prompt_only_its_keys_and_those_once():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from launch import topology
+from tests import tpu_compiler
 from vr_jax import records
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import model as model_lib
@@ -48,14 +49,9 @@ CONFIG = config_lib.Qwen2_5_VLConfig(
 @pytest.fixture(scope="module")
 def compiled():
   """The text of the gradient of replies' log-probs on a mesh that splits sequence and tensor."""
-  names = ("jax_enable_compilation_cache", "jax_exec_time_optimization_effort")
-  before = {name: getattr(jax.config, name) for name in names}
-  topology.prepare()
-  jax.config.update("jax_exec_time_optimization_effort", -1.0)  # half the time to compile
-  text = _compile()
-  for name, value in before.items():
-    jax.config.update(name, value)
-  return text
+  with tpu_compiler.compiling_only():
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)  # half the time to compile
+    return _compile()
 
 
 def _compile():
