@@ -85,8 +85,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
   if code and _has_joined():
     from vr_jax.parallel import preemption, processes
 
-    # If all end, as after saving, the first one must not leave before: JAX would abort the others.
-    processes.meet(10.0 if code == preemption.EXIT_CODE else 3.0)
+    # Bad input and a signal to stop mostly end all of them.
+    processes.meet_to_end(10.0 if code in (2, preemption.EXIT_CODE) else 3.0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -56,6 +56,10 @@ def test_what_is_there_is_not_run_again_and_results_of_other_flags_are_refused(
   assert claims.main(["moss_chatv", "--seeds=4,3", "--config.rl.steps=9"]) == 2
   assert "a result with flags [], not ['--config.rl.steps=9']" in capsys.readouterr().err
   assert (len(ran), warmed) == (12, [1, 2, 3])  # nothing was trained before the message
+  assert claims.main(["moss_chatv", "--seeds=22"]) == 0
+  page = (tmp_path / "docs" / "claims" / "moss_chatv.md").read_text()
+  assert "seeds 21, 22, 23, 24, 25, simulated" in page
+  assert "sft 21" in page and "sft 22" not in page
 
 
 def test_training_is_reported_as_a_whole_at_its_ends_and_tenth_by_tenth(tmp_path):

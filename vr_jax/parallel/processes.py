@@ -62,12 +62,23 @@ def count_joined() -> int:
   return distributed.global_state.num_processes or 1
 
 
-def meet(seconds: float) -> None:
-  """Waits until all processes are here, or for so long; no device takes part."""
+def meet_to_end(seconds: float) -> None:
+  """Waits until all processes are here, or for so long; no device takes part. Each ends after it.
+
+  The first one returns last: without its coordinator JAX aborts those that are still there.
+  """
   client = distributed.global_state.client
-  if client is not None:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      client.wait_at_barrier(f"vr_jax/meeting {next(_exchanges)}", round(1000 * seconds))
+  if client is None:
+    return
+  meeting, wait = f"vr_jax/meeting {next(_exchanges)}", round(1000 * seconds)
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    client.wait_at_barrier(meeting, wait)
+    if not is_first():
+      client.key_value_set(f"{meeting}/{jax.process_index()}", "leaves")
+      return
+    for index in range(1, jax.process_count()):
+      client.blocking_key_value_get(f"{meeting}/{index}", wait)
+    time.sleep(0.5)  # they have left but for the few calls that end a process
 
 
 def gather_texts(kind: str, text: str, *, wait: float = WAIT) -> list[str]:
