@@ -18,6 +18,7 @@ one JSON line.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -179,7 +180,7 @@ def compare(
   return {
     "seconds": measure.medians(rounds),
     "ratio": ratios,
-    "model_gigaflops": round(model_flops(sizes) / 1e9, 1),
+    "model_gigaflops": model_gigaflops(sizes),
     "compiled_megabytes": memory,
     "differences": differences,
     "dtype": work.config.dtype,
@@ -187,10 +188,15 @@ def compare(
   }
 
 
-def model_flops(sizes: workload.WorkloadSizes) -> float:
-  """FLOPs of one update in the group layout."""
-  one = workload.forward_flops(sizes)
-  return sizes.prompts * flops.training(one, vision_frozen=False)
+def model_gigaflops(sizes: workload.WorkloadSizes) -> dict[str, float]:
+  """10^9 FLOPs of one update, by side. Their ratio is the gain if all FLOPs take equally long."""
+  replicated = dataclasses.replace(sizes, prompts=sizes.prompts * sizes.group, group=1)
+  return {
+    side: round(
+      each.prompts * flops.training(workload.forward_flops(each), vision_frozen=False) / 1e9, 1
+    )
+    for side, each in (("ours", sizes), ("replicated", replicated))
+  }
 
 
 def grown_megabytes(side: str, sizes: workload.WorkloadSizes) -> dict[str, float]:
