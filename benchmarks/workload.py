@@ -27,9 +27,7 @@ from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen3_vl import config as qwen3_config
 from vr_jax.models.tinyllava import config as tinyllava_config
 
-# Between two temporal patches. After a long video, transformers gives a reply other positions in
-# `forward` than in `generate`; ours are the latter. With this value the two are the same.
-SECONDS = 0.25
+SECONDS = 0.25  # between two temporal patches
 SYSTEM = "You are a helpful assistant."
 
 
@@ -124,6 +122,7 @@ def _qwen2_5_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig:
       num_heads=sizes.vision_heads,
       out_hidden_size=sizes.embed,
       fullatt_block_indexes=tuple(range(3, sizes.vision_layers, 4)),
+      rope_after_video="sides",  # as in transformers
     ),
     tie_word_embeddings=True,
     **_token_ids(sizes),

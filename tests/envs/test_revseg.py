@@ -231,12 +231,16 @@ def test_the_reference_shows_the_largest_box_and_earns_everything():
   assert "the red one" in TASK.reference_replies(described, TIMES)[0]
 
 
-def test_a_tiny_box_is_not_rounded_to_nothing():
+def test_a_tiny_box_at_the_edge_is_rounded_to_one_inside():
   small = dataclasses.replace(
     EXAMPLE, object_track=track([(479, 239, 479.1, 239.1)] * 4, times=TIMES)
   )
-  replies = make(key_frame_size=(28, 28)).reference_replies(small, TIMES)
-  assert make().grounding(replies, POOL, (240, 480)).problem == ""
+  for task in (make(key_frame_size=(28, 28)), make(box_scale=lambda size: (1000.0, 1000.0))):
+    replies = task.reference_replies(small, TIMES)
+    found = task.grounding(replies, POOL, (240, 480))
+    assert found.problem == ""
+    left, top, right, bottom = found.box
+    assert 460 < left < right <= 480 and 230 < top < bottom <= 240
 
 
 @pytest.mark.parametrize(
@@ -373,8 +377,9 @@ def test_frames_that_together_pass_the_limit_of_a_whole_video_are_refused():
     revseg.ReVSeg.check_config(run)
   run.data.sampling, run.data.max_frames = "fps", 16
   revseg.ReVSeg.check_config(run)
-  run.model.min_video_pixels = 16 * 640 * 640 + 1
-  with pytest.raises(errors.InputError, match=r"outside model\.min_video_pixels=6553601"):
+  run.model.min_video_pixels = 4 * 640 * 640 + 1
+  match = r"4 frames of that size have 1638400 pixels, outside model\.min_video_pixels=1638401"
+  with pytest.raises(errors.InputError, match=match):
     revseg.ReVSeg.check_config(run)
 
 

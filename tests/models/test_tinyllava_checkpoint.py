@@ -221,8 +221,12 @@ def test_groups_are_consecutive_parts_of_a_video_the_longer_first(tokens, groups
   assert found.tolist() == expected
 
 
-def test_the_table_of_positions_is_rounded_as_it_was_stored():
-  exact, rounded = (resampler.position_table(600, 64, dtype) for dtype in ("float32", "float16"))
+def test_the_table_of_positions_is_rounded_as_it_was_stored_also_in_a_compiled_program():
+  exact, rounded = (
+    jax.jit(resampler.position_table, static_argnums=(0, 1, 2))(600, 64, dtype)
+    for dtype in ("float32", "float16")
+  )
+  np.testing.assert_array_equal(rounded, np.asarray(exact).astype(np.float16))
   error = np.abs(np.asarray(exact - rounded)).max()
   assert 1e-4 < error < 2.5e-4
   np.testing.assert_allclose(exact[7, :2], [math.sin(7), math.cos(7)], rtol=1e-6)

@@ -6,6 +6,7 @@ thousandths of its sides. `Processor.box_scale` says which numbers the edges of 
 
 from collections.abc import Callable
 import dataclasses
+import math
 
 from jaxtyping import Float
 import numpy as np
@@ -56,6 +57,21 @@ def to_reply(box: Corners, scale: tuple[float, float], size: episodes.Size) -> C
   (left, top, right, bottom), (height, width) = box, size
   rows, columns = scale[0] / height, scale[1] / width
   return left * columns, top * rows, right * columns, bottom * rows
+
+
+def round_to_reply(
+  box: Float[np.ndarray, "4"], scale: tuple[float, float], size: episodes.Size
+) -> tuple[int, int, int, int]:
+  """`to_reply` in whole numbers: a box inside of the frame that is at least 1 wide and high."""
+  left, top, right, bottom = to_reply(tuple(box.tolist()), scale, size)
+  left, right = _round_side(left, right, scale[1])
+  top, bottom = _round_side(top, bottom, scale[0])
+  return left, top, right, bottom
+
+
+def _round_side(start: float, end: float, edge: float) -> tuple[int, int]:
+  low = min(round(start), math.ceil(edge) - 1)
+  return low, max(min(round(end), math.ceil(edge)), low + 1)
 
 
 def boxes_at(

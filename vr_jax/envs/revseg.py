@@ -39,7 +39,7 @@ class ReVSeg(environment.Defaults):
 
   instruction: str = schema.field(
     help="Stands below the query; it has to ask for all tags. {frames}, {last} and {seconds} "
-    "become the number of frames, the last one's index, and the seconds that they are said to last."
+    "become the number of frames, the last one's index, and the frames divided by described_fps."
   )
   box_instruction: str = schema.field(
     help="Stands below the key frame; {description} becomes the description of the object."
@@ -111,26 +111,28 @@ class ReVSeg(environment.Defaults):
   def check_config(cls, config: Any) -> None:
     """Raises InputError if frames can't be shown at their size, or turns don't fit the buckets."""
     model = config.model
-    for name in ("frame_size", "key_frame_size"):
+    shown = ("frame_size", "key_frame_size") if config.env.decompose else ("frame_size",)
+    for name in shown:
       if not model.min_pixels <= math.prod(config.env[name]) <= model.max_pixels:
         raise errors.InputError(
           f"--config.env.{name}={tuple(config.env[name])}: must have model.min_pixels="
           f"{model.min_pixels} to model.max_pixels={model.max_pixels} pixels; change one of them"
         )
-    data = config.data
-    frames = data.max_frames if data.sampling == "fps" else data.frames
-    asked = frames * math.prod(config.env.frame_size)
-    if not model.min_video_pixels <= asked <= (model.max_video_pixels or asked):
+    data, size = config.data, tuple(config.env.frame_size)
+    fps = data.sampling == "fps"
+    for frames in (data.min_frames, data.max_frames) if fps else (data.frames,):
+      asked = frames * math.prod(size)
+      if not model.min_video_pixels <= asked <= (model.max_video_pixels or asked):
+        raise errors.InputError(
+          f"--config.env.frame_size={size}: {frames} frames of that size have {asked} pixels, "
+          f"outside model.min_video_pixels={model.min_video_pixels} to model.max_video_pixels="
+          f"{model.max_video_pixels}, so that they would be shown at another size; change one of "
+          "them"
+        )
+    largest = max(max(config.env[name]) for name in shown)
+    if data.max_side < largest:
       raise errors.InputError(
-        f"--config.env.frame_size={tuple(config.env.frame_size)}: {frames} frames of that size "
-        f"have {asked} pixels, outside model.min_video_pixels={model.min_video_pixels} to "
-        f"model.max_video_pixels={model.max_video_pixels}, so that they would be shown at another "
-        "size; change one of them"
-      )
-    largest = max(config.env.key_frame_size)
-    if config.data.max_side < largest:
-      raise errors.InputError(
-        f"--config.data.max_side={config.data.max_side}: key frames are shown at {largest} pixels; "
+        f"--config.data.max_side={data.max_side}: frames are shown at up to {largest} pixels; "
         "store frames that are as large"
       )
     instruction = config.env.instruction
@@ -144,7 +146,7 @@ class ReVSeg(environment.Defaults):
     if max(section.episode_buckets) < needed:
       raise errors.InputError(
         f"--config.turns.episode_buckets={section.episode_buckets}: {cls.turns} turns need up to "
-        f"{needed}; add it"
+        f"{needed}; add a bucket of at least {needed}"
       )
 
   def observe(
@@ -181,9 +183,8 @@ class ReVSeg(environment.Defaults):
     Without `decompose`, both in one reply.
 
     The thoughts go through the clip, then through the quarters of the key frame, as an untrained
-    network learns sooner to look at a given place than to say where something is. The box is
-    rounded to whole units of a reply. Without a description in the annotation ("description"), the
-    query stands for it.
+    network learns sooner to look at a given place than to say where something is. The box has
+    whole numbers. Without a description in the annotation ("description"), the query stands for it.
     """
     if example.object_track is None:
       return ()
@@ -192,13 +193,10 @@ class ReVSeg(environment.Defaults):
     if not areas.any():
       return ()
     key_frame = int(np.argmax(areas))
-    left, top, right, bottom = truth[key_frame].astype(float).tolist()
-    corners = grounding_lib.to_reply(
-      (left, top, right, bottom), self._scale(), (track.height, track.width)
-    )
+    true_box = truth[key_frame].astype(float)
+    left, top, right, bottom = true_box.tolist()
     place = (top + bottom > track.height, left + right > track.width)
-    left, top, right, bottom = map(round, corners)
-    box = (left, top, max(right, left + 1), max(bottom, top + 1))
+    box = grounding_lib.round_to_reply(true_box, self._scale(), (track.height, track.width))
     thoughts, description = grounding_replies.describe_clip(areas), self._describe(example)
     if not self.decompose:
       thoughts += f" {grounding_replies.describe_place(place)}"
@@ -209,10 +207,10 @@ class ReVSeg(environment.Defaults):
     )
 
   def reference_problem(self, example: records.Example) -> str:
-    """Whether the true boxes are missing."""
+    """The true boxes if they are missing; else ""."""
     if example.object_track is not None:
       return ""
-    return "field 'masks': is missing, where the object is that the query means (docs/data.md)"
+    return "field 'masks': is missing; references need masks of the queried object (docs/data.md)"
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """Indices of the frames in which the object is visible; () without a track.
@@ -274,14 +272,14 @@ class ReVSeg(environment.Defaults):
     key_frame_visible: 1 if the key frame shows the object.
     box_iou: that IoU; 0 without a box, or where the object isn't visible.
     key_frame_value: the soft temporal reward, whatever the recipe's.
-    format: fraction of the four checks of tags and JSON that the replies pass.
+    format: fraction of the checks of tags and JSON that the replies pass.
     turns: how many there were.
     """
     values = self._episode_values([example], [[episode]])
     return {name: float(each[0, 0]) for name, each in values.items()}
 
   def accuracy(self, example: records.Example, reply: str) -> float:
-    """0: a reply alone can't be scored, since the key frame and the box are in two replies."""
+    """0: only episodes are scored, since the key frame and the box are in two replies."""
     del example, reply
     return 0.0
 
@@ -344,7 +342,7 @@ class ReVSeg(environment.Defaults):
     return height, width
 
   def _scale(self) -> tuple[float, float]:
-    """How the model writes boxes; without a model, in pixels of the frame as asked for."""
+    """The numbers of the lower and the right edge in a box; pixels of the frame without a model."""
     height, width = self._size("key_frame_size" if self.decompose else "frame_size")
     return self.box_scale((height, width)) if self.box_scale else (float(height), float(width))
 
@@ -415,9 +413,9 @@ class ReVSeg(environment.Defaults):
     )
 
   def _checks(self, episode: environment.Episode) -> list[float]:
-    """Of the tags and the JSON of each reply, which are right: a quarter each, summed by turn.
+    """By turn, how many of the four checks (tags and JSON of each reply) are passed, over four.
 
-    Of one reply alone the tags, the key frame and the box, a third each.
+    Without `decompose` there are three of one reply: tags, key frame and box.
     """
     first, *second = episode.replies
     key = json_answers.read_key_frame(first, episode.pool, self.description_bytes)

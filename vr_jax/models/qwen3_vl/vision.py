@@ -1,7 +1,7 @@
 """The vision tower of Qwen3-VL: patches of pixels to features of media tokens.
 
-Inputs are padded, with one frame (temporal patch) a row: [prompts, frames, patches, patch_dim]. No
-layer attends across frames, so a frame is one batch entry, of which all patches attend to all.
+Inputs are padded, as [prompts, frames, patches, patch_dim], where a frame is a temporal patch. No
+layer attends across frames: each patch attends to all of its frame that are not padding.
 
 Source: Qwen3-VL, arXiv 2511.21631, section 2; Hugging Face transformers for details that the paper
 leaves out.
@@ -49,7 +49,7 @@ class Qwen3Blocks(nnx.Module):
 
 
 class Qwen3Merger(nnx.Module):
-  """Weights that merge each square of patches into one media token; or those of several levels.
+  """Weights that merge each square of patches into one media token; with `levels`, stacked ones.
 
   normalised: components of a patch, or of the whole square, over which the norm runs.
   """
@@ -103,7 +103,9 @@ class Qwen3VisionTower(nnx.Module):
     )
 
   def __call__(self, vision: vision_inputs.Qwen3VisionInputs) -> vision_inputs.VisionFeatures:
-    """Features of all media tokens, also for padding, ordered by frames, then patches.
+    """Features of all media tokens in the model's dtype, ordered by frames, then patches.
+
+    Those of padding mean nothing.
 
     Patches of a frame are in merge order: each `merge_unit` consecutive ones become one token.
     """
@@ -141,7 +143,7 @@ class Qwen3VisionTower(nnx.Module):
     rows: Int[Array, "prompts frames patches 4"],
     weights: Float[Array, "prompts frames patches 4"],
   ) -> Float[Array, "prompts frames patches vision_embed"]:
-    """The learned positions of patches, interpolated in float32."""
+    """The learned positions of patches, interpolated in float32, in the model's dtype."""
     # Whole on every device: it is small, and patches need rows from anywhere in it.
     table = self.layout.place(self.positions[...], (None, None))
     # One row after the other: all four at once would take four times the memory.
@@ -157,7 +159,7 @@ class Qwen3VisionTower(nnx.Module):
     Float[Array, "prompts frames patches vision_embed"],
     list[Float[Array, "prompts frames patches vision_embed"]],
   ]:
-    """Runs all blocks; returns the last output, and those that DeepStack takes."""
+    """Runs all blocks; returns the last output, and those after `deepstack_visual_indexes`."""
     config = self.config.vision
     cos, sin = rotary_angles(rows, config)
 
@@ -198,7 +200,7 @@ class Qwen3VisionTower(nnx.Module):
   def _feed_forward(
     self, x: Float[Array, "prompts frames patches vision_embed"], weights: dict[str, Array]
   ) -> Float[Array, "prompts frames patches vision_embed"]:
-    """Feed-forward block of one block."""
+    """The MLP of one block."""
     merge = self.layout.merges
     up = jax.nn.gelu(layers.project_by_name(x, weights, "up", merge=merge), approximate=True)
     return layers.project_by_name(up, weights, "down", merge=merge)
@@ -229,7 +231,11 @@ def _layer_norm(
 def rotary_angles(
   rows: Int[Array, "*batch 2"], config: config_lib.Qwen3VisionConfig
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
-  """Cosines and sines of the rotary embedding: half of the frequencies each for row and column."""
+  """Cosines and sines of the rotary embedding.
+
+  rows: row and column of each patch. The first half of the angles is from the row, the second from
+  the column; both have the same frequencies.
+  """
   quarter = config.head_dim // 4
   frequency = 1.0 / config.rope_theta ** (jnp.arange(quarter, dtype=jnp.float32) / quarter)
   angles = rows[..., None].astype(jnp.float32) * frequency

@@ -87,10 +87,10 @@ class LazyFrames:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ObjectInput:
-  """All prompts of one object on one frame, at the model's resolution.
+  """All prompts of one object on one frame.
 
-  points: x, y in pixels of the resized frame, with labels; a box is two points.
-  mask: float 0 or 1 at the model's resolution, or None. Then there are no points.
+  points: x, y in pixels of the model's square input, with labels; a box is two points.
+  mask: in pixels of the video, or None. With a mask there are no points.
   """
 
   object: int

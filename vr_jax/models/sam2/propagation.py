@@ -1,7 +1,8 @@
-"""Tracking over whole videos: the host's part, from prompts and frames to chunks for the device."""
+"""Tracking over whole videos: the host's loop, which feeds frames to the device, chunk by chunk."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,12 @@ from vr_jax.models.sam2 import prompts as prompts_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Track:
-  """A video and its prompts. prompted: ascending frames of each object."""
+  """A video and its prompts.
+
+  inputs: in order of frames, then of objects.
+  objects: their ids, ascending.
+  prompted: the frames on which each of them is prompted, ascending.
+  """
 
   frames: prompts_lib.Frames
   inputs: list[prompts_lib.ObjectInput]
@@ -31,9 +37,11 @@ class Track:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LogitChunk:
-  """Masks of some frames of a video at the model's resolution, on the device.
+  """Logits of masks of some frames of a video, on the device; a quarter of the input's side.
 
-  frames: indices in the video; steps after the last one are padding.
+  objects: their ids.
+  frames: indices in the video, descending in the backward pass; steps after the last one are
+    padding. Both passes may have the first prompted frame: the later one counts.
   """
 
   video: int
@@ -74,16 +82,19 @@ def run(
   *,
   chunk: int,
 ) -> Iterator[LogitChunk]:
-  """Runs the passes over all videos at once, `chunk` frames of each at a time."""
+  """Runs the passes over all videos at once, `chunk` frames of each at a time.
+
+  Raises InputError, once it is iterated, if `chunk` is below 1, or if frames have another shape or
+  dtype than the video has said.
+  """
   if chunk < 1:
     raise errors.InputError(f"chunk: is {chunk}, must be at least 1")
   most_objects = max(len(t.objects) for t in tracks)
   most_prompted = max(len(frames) for t in tracks for frames in t.prompted)
   prompted = look_at_prompts(params, config, tracks, most_objects, most_prompted)
   ring = tracker.empty_ring(config, len(tracks) * most_objects, prompted.pointer.dtype)
-  for number in range(max(map(len, passes))):
-    # A video without a backward pass waits.
-    now = [each[number] if number < len(each) else memory.NO_PASS for each in passes]
+  # A video without a backward pass is padding while the others have theirs.
+  for now in itertools.zip_longest(*passes, fillvalue=memory.NO_PASS):
     steps = max(len(one.frames) for one in now)
     size = min(chunk, steps)
     plans = [
@@ -123,7 +134,7 @@ def _read(
 
 
 def _frames(t: Track, start: int, stop: int) -> UInt8[np.ndarray, "frames height width 3"]:
-  """Reads frames; a reader may bring others than it promised."""
+  """Reads frames; a reader may return another shape or dtype than it has said."""
   read, shape = np.asarray(t.frames[start:stop]), (stop - start, *t.frames.shape[1:])
   if read.shape != shape or read.dtype != np.uint8:
     raise errors.InputError(
@@ -139,7 +150,7 @@ def look_at_prompts(
   most_objects: int,
   most_prompted: int,
 ) -> tracker.Prompted:
-  """Finds all objects on the frames where they are prompted; the rest is padding."""
+  """Finds all objects on the frames where they are prompted; unused slots are zeros."""
   rows, parts = [], []
   for video, t in enumerate(tracks):
     for frame in sorted({each.frame for each in t.inputs}):
@@ -169,7 +180,7 @@ def look_at_prompts(
 def _pad_points(
   inputs: Sequence[prompts_lib.ObjectInput],
 ) -> tuple[Float[np.ndarray, "objects points 2"], Int[np.ndarray, "objects points"]]:
-  """Points of all objects, padded to an even number of them."""
+  """Points of all objects, padded to an even number, so that fewer shapes are compiled."""
   most = max(len(each.points) for each in inputs)
   most += most % 2
   points = np.zeros((len(inputs), most, 2), np.float32)

@@ -1,11 +1,11 @@
 """The connector of TinyLLaVA-Video: learned queries read the features of all images of a video.
 
 Whatever the length of a video, it becomes as many media tokens as there are queries. In each layer
-the queries attend to the video and to themselves. There are two kinds:
+the queries attend to the video and to the queries of their group. There are two kinds:
 
-    naive   all queries read the whole video; positions are added to what they read
-    group   the video is divided into consecutive parts of equal size, and the queries read one
-            part each, as many a part; positions are added to the result
+    naive   one group: all queries read the whole video; positions are added to what they read
+    group   the video is divided into consecutive parts, as equal as possible; the queries into as
+            many groups of the same size, which read a part each; positions are added to the result
 
 Source: TinyLLaVA-Video, arXiv 2501.15513, and its published code for what the paper leaves out;
 the layers are Flamingo's, arXiv 2204.14198.
@@ -70,7 +70,14 @@ class Resampler(nnx.Module):
     x: Float[Array, "prompts frames tokens vision_embed"],
     segment: Int[Array, "prompts frames tokens"],
   ) -> Float[Array, "prompts frames queries embed"]:
-    """Reads the features of videos. segment: -1 for tokens of images that are not there."""
+    """Reads the features of videos.
+
+    x: of each video; "frames" counts videos here. Of any float type, which the result has.
+    segment: -1 for tokens of images that are not there, which come last.
+
+    The result of a video without tokens means nothing. Raises InputError if the attention's backend
+    does not run here.
+    """
     config, dtype = self.config.resampler, x.dtype
     x = layers.project(x, self.linear[...], merge=self.layout.merges)
     x = self.layout.place(layers.add_bias(x, self.linear_bias[...]), AXES)
@@ -80,7 +87,7 @@ class Resampler(nnx.Module):
     own = jnp.repeat(jnp.arange(config.groups), config.latents)
     own = jnp.broadcast_to(own, (*x.shape[:2], config.queries))
     latents = jnp.tile(self.latents[...], (config.groups, 1))
-    # Rounded afterwards, so that their gradient is summed in float32.
+    # Cast after broadcasting, so that their gradient is summed in float32.
     latents = jnp.broadcast_to(latents, (*x.shape[:2], *latents.shape)).astype(dtype)
 
     def layer(latents, weights):
@@ -144,12 +151,13 @@ def parts(
 
 
 def position_table(length: int, width: int, dtype: DTypeLike) -> Float[Array, "length width"]:
-  """Sines and cosines of positions, one after the other, rounded to `dtype`; float32."""
+  """Sines and cosines of positions, in turn along an even `width`, rounded to `dtype`; float32."""
   step = -math.log(10000.0) / width
   frequency = jnp.exp(jnp.arange(0, width, 2, dtype=jnp.float32) * step)
   angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
   table = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, -1)
-  return table[:, :width].astype(dtype).astype(jnp.float32)
+  # Without the barrier XLA may drop the two casts.
+  return jax.lax.optimization_barrier(table.astype(dtype)).astype(jnp.float32)
 
 
 def _norm(
