@@ -118,7 +118,7 @@ def segment(argv: Sequence[str]) -> None:
       )
     with console.doing("writing masks and overlay"), atomic.directory(arguments.out) as partial:
       mask_output.write(partial, str(arguments.video), video, found, masks)
-  print(f"masks of {len(found)} objects: {arguments.out}")
+  print(f"objects with masks in {arguments.out}: {len(found)}")
 
 
 def parse(argv: Sequence[str]) -> SegmentArguments:
