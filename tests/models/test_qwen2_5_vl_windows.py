@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention_windows, image_patches, prompts
+from vr_jax.models.common import attention, attention_windows, image_patches, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import vision, vision_inputs, windows
 from vr_jax.parallel import mesh as mesh_lib
@@ -120,6 +120,28 @@ def test_rows_of_windows_give_on_a_mesh_what_masks_give_on_a_device(shape, field
   _assert_close(_features_and_gradients(layout, _inputs(4), **fields), masked)
 
 
+def test_the_splash_kernel_masks_windows_in_whole_frames_with_the_same_result(masked):
+  layout = layout_lib.OneDevice()
+  _assert_close(_features_and_gradients(layout, _inputs(4), attention="splash"), masked)
+
+
+@pytest.mark.parametrize(
+  ("backend", "patches", "rows"),
+  [
+    ("splash", 127, True),  # less than a block: plain products
+    ("splash", 128, False),
+    ("splash_fused", 8192, False),
+    ("splash", 8193, True),  # copying to rows costs less than all pairs
+    ("xla", 1024, True),
+    ("cudnn", 1024, True),
+  ],
+)
+def test_middling_frames_have_no_rows_with_the_splash_kernel(backend, patches, rows):
+  made = attention.Attention(layout_lib.OneDevice(), backend)
+  slot = jnp.zeros((1, 1, patches), jnp.int32)
+  assert (attention_windows.make(made, slot, slot, rows=4, size=4) is not None) == rows
+
+
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
 def test_frames_of_every_shape_fit_the_rows_that_their_bucket_has(side):
   config = dataclasses.replace(VISION, window_size=4 * side)
@@ -150,7 +172,7 @@ def test_layers_with_windows_compute_few_of_the_pairs_of_a_frame():
 
     def attend(qkv, window, slot):
       rows = attention_windows.make(
-        tower.layout, window, slot, rows=patches // 4, size=config.window_patches
+        tower.attention, window, slot, rows=patches // 4, size=config.window_patches
       )
       if rows is None:
         return tower.attention.frames(*(qkv[..., i, :, :] for i in range(3)), window)

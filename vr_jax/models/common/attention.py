@@ -198,14 +198,12 @@ class Attention:
       index = jnp.arange(query.shape[-3])
       arrays = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
       segments = (x.reshape(-1, x.shape[-1]) for x in (segment, key_segment))
-      few = key.shape[-3] < attention_splash.BLOCKS[-1]
-      attend = self._function("attend_segments", few_keys=few)
+      attend = self._function("attend_segments", few_keys=not self.keeps_logits(key.shape[-3]))
       return attend(*arrays, *segments, index, causal=False).reshape(query.shape)
 
     leading = ("prompts", "frames", *[None] * (segment.ndim - 2))
     axes = (*leading, "vision_heads", None)
-    of_keys = segment if key_segment is None else key_segment
-    segments = ((x, leading) for x in (segment, of_keys))
+    segments = ((x, leading) for x in (segment, segment if key_segment is None else key_segment))
     return self.layout.per_shard(local, ((query, axes), (key, axes), (value, axes), *segments))
 
   def replies(
@@ -426,6 +424,10 @@ class Attention:
       ),
     )
 
+  def keeps_logits(self, keys: int) -> bool:
+    """Whether `frames` with so many keys runs in the splash kernel, which writes no logits."""
+    return _MODULES[self.backend] is attention_splash and keys >= attention_splash.BLOCKS[-1]
+
   @property
   def _logits(self) -> int:
     """The number of logits that plain products hold at once."""
@@ -433,13 +435,12 @@ class Attention:
 
   def _function(self, name: str, *, few_keys: bool = False) -> Callable[..., Array]:
     """The backend's function of this name. few_keys: less than a block of the splash kernel."""
-    is_splash = _MODULES[self.backend] is attention_splash
+    is_splash, on_cpu = _MODULES[self.backend] is attention_splash, self.layout.platform == "cpu"
     backend = "xla" if few_keys and is_splash else self.backend
     function = getattr(_MODULES[backend], name)
     if backend != "xla" and is_splash:
-      interpret = self.layout.platform == "cpu"
-      return functools.partial(function, fused=backend == "splash_fused", interpret=interpret)
-    if backend == "xla" and self.layout.platform == "cpu":
+      return functools.partial(function, fused=backend == "splash_fused", interpret=on_cpu)
+    if backend == "xla" and on_cpu:
       return functools.partial(function, logits=attention_xla.CACHED_LOGITS)
     return function
 

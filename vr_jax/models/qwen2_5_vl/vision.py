@@ -3,7 +3,7 @@
 Inputs are padded, with one frame (temporal patch) a row: [prompts, frames, patches, patch_dim]. No
 layer attends across frames, so a frame is one batch entry. Segments, one number a patch, define
 which patches of a frame attend to each other: those of its window, or in layers with full attention
-all of the frame. Where that saves work, attention within windows is computed in rows that hold a
+all of the frame. Where that saves time, attention within windows is computed in rows that hold a
 window each; all else keeps the order of patches, which is not that of the reference.
 
 Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1.1; Hugging Face transformers for details that the
@@ -153,7 +153,7 @@ class VisionTower(nnx.Module):
     within_window = Places(cos, sin, window)
     size = config.window_patches
     most = windows.most_rows(window.shape[2] // config.merge_unit, config.window_tokens)
-    in_rows = attention_windows.make(self.layout, window, slot, rows=most, size=size)
+    in_rows = attention_windows.make(self.attention, window, slot, rows=most, size=size)
     if in_rows is not None:
       cos, sin = in_rows.split(cos, (None,)), in_rows.split(sin, (None,))
       within_window = Places(cos, sin, in_rows.segment, in_rows)
