@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
   extra = [f"--{name}={value}" for name, value in options.items()]
   results = Path("docs/claims") / recipe
   runs = {
-    seed: [(arm, results / f"{arm.name}-seed{seed}.json") for arm in claims.arms] for seed in seeds
+    seed: [(arm, results / f"{arm.name}-seed{seed}.json") for arm in claims.arms] for seed in shown
   }
   for arm, path in itertools.chain(*runs.values()):
     flags = [*(arm.overrides or ()), *extra]
@@ -91,8 +91,8 @@ def main(argv: Sequence[str]) -> int:
     if recorded != flags:
       print(f"{path}: a result with flags {recorded}, not {flags}; move it away", file=sys.stderr)
       return 2
-  for seed, seed_runs in runs.items():
-    missing = [(arm, path) for arm, path in seed_runs if not path.exists()]
+  for seed in seeds:
+    missing = [(arm, path) for arm, path in runs[seed] if not path.exists()]
     if missing:
       warm_start(recipe, seed, workdir, extra)
     for arm, path in missing:

@@ -148,6 +148,7 @@ def _tiny_qwen3vl(config: ml_collections.ConfigDict) -> None:
   base_config.tiny_qwen3vl_network(config)
   config.model.max_pixels = 128 * 128
   config.env.frame_size, config.env.key_frame_size = (64, 64), (128, 128)
+  config.data.required_frames = 8  # fewer would be enlarged to model.min_video_pixels
   _tiny_training(config, target_loss=0.008)
   config.model.prefix_buckets = (96, 208)  # the times of frames are text
 

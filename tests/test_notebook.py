@@ -119,7 +119,7 @@ def segmented(tmp_path_factory):
 def test_a_query_is_segmented_from_the_box_of_the_policy_and_from_the_true_one(segmented):
   text, pictures = segmented
   assert pictures == 2
-  assert re.search(r"^turn 1 shows \d+ frames$", text, re.M)
+  assert re.search(r"^turn 1, frames shown: \d+$", text, re.M)
   assert re.search(r"^key frame: .*; box: .*; problem: \w+$", text, re.M)
   scores = re.findall(r"^box of the (policy|truth): J (\S+), F (\S+)$", text, re.M)
   assert [name for name, *_ in scores] == ["policy", "truth"]

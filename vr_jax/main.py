@@ -85,10 +85,10 @@ def cli(argv: Sequence[str] | None = None) -> int:
   if code and _has_joined():
     from vr_jax.parallel import preemption, processes
 
-    # Bad input and a signal to stop mostly end all of them.
-    processes.meet_to_end(10.0 if code in (2, preemption.EXIT_CODE) else 3.0)
     sys.stdout.flush()
     sys.stderr.flush()
+    # Bad input and a signal to stop mostly end all of them.
+    processes.meet_to_end(10.0 if code in (2, preemption.EXIT_CODE) else 3.0)
     os._exit(code)
   return code
 

@@ -60,6 +60,9 @@ def test_what_is_there_is_not_run_again_and_results_of_other_flags_are_refused(
   page = (tmp_path / "docs" / "claims" / "moss_chatv.md").read_text()
   assert "seeds 21, 22, 23, 24, 25, simulated" in page
   assert "sft 21" in page and "sft 22" not in page
+  # A result of another registered seed would be averaged with theirs.
+  assert claims.main(["moss_chatv", "--seeds=23", "--config.rl.steps=9"]) == 2
+  assert "sft-seed22.json: a result with flags []" in capsys.readouterr().err
 
 
 def test_training_is_reported_as_a_whole_at_its_ends_and_tenth_by_tenth(tmp_path):

@@ -367,18 +367,19 @@ def test_frames_that_together_pass_the_limit_of_a_whole_video_are_refused():
     revseg.ReVSeg.check_config(recipe_config.load(f"configs/revseg.py:{size}"))
   run = recipe_config.load("configs/revseg.py:qwen3vl_8b")
   run.env.frame_size = (640, 640)
-  with pytest.raises(errors.InputError, match="16 frames of that size have 6553600 pixels") as told:
+  match = r"data\.frames=16 frames of that size have 6553600 pixels"
+  with pytest.raises(errors.InputError, match=match) as told:
     revseg.ReVSeg.check_config(run)
   assert "max_video_pixels=3211264" in str(told.value)
   run.model.max_video_pixels = 16 * 640 * 640
   revseg.ReVSeg.check_config(run)
   run.data.frames = 17
-  with pytest.raises(errors.InputError, match="17 frames of that size"):
+  with pytest.raises(errors.InputError, match=r"data\.frames=17 frames of that size"):
     revseg.ReVSeg.check_config(run)
   run.data.sampling, run.data.max_frames = "fps", 16
   revseg.ReVSeg.check_config(run)
-  run.model.min_video_pixels = 4 * 640 * 640 + 1
-  match = r"4 frames of that size have 1638400 pixels, outside model\.min_video_pixels=1638401"
+  run.data.required_frames, run.model.min_video_pixels = 4, 4 * 640 * 640 + 1
+  match = r"required_frames=4 .* 1638400 pixels, outside model\.min_video_pixels=1638401"
   with pytest.raises(errors.InputError, match=match):
     revseg.ReVSeg.check_config(run)
 

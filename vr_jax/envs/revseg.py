@@ -119,15 +119,15 @@ class ReVSeg(environment.Defaults):
           f"{model.min_pixels} to model.max_pixels={model.max_pixels} pixels; change one of them"
         )
     data, size = config.data, tuple(config.env.frame_size)
-    fps = data.sampling == "fps"
-    for frames in (data.min_frames, data.max_frames) if fps else (data.frames,):
-      asked = frames * math.prod(size)
+    most = "max_frames" if data.sampling == "fps" else "frames"
+    for name in ("required_frames", most):
+      asked = data[name] * math.prod(size)
       if not model.min_video_pixels <= asked <= (model.max_video_pixels or asked):
         raise errors.InputError(
-          f"--config.env.frame_size={size}: {frames} frames of that size have {asked} pixels, "
-          f"outside model.min_video_pixels={model.min_video_pixels} to model.max_video_pixels="
-          f"{model.max_video_pixels}, so that they would be shown at another size; change one of "
-          "them"
+          f"--config.env.frame_size={size}: data.{name}={data[name]} frames of that size have "
+          f"{asked} pixels, outside model.min_video_pixels={model.min_video_pixels} to "
+          f"model.max_video_pixels={model.max_video_pixels}, so that they would be shown at "
+          "another size; change one of them"
         )
     largest = max(max(config.env[name]) for name in shown)
     if data.max_side < largest:

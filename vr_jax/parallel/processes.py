@@ -67,18 +67,18 @@ def meet_to_end(seconds: float) -> None:
 
   The first one returns last: without its coordinator JAX aborts those that are still there.
   """
-  client = distributed.global_state.client
-  if client is None:
+  state, wait = distributed.global_state, round(1000 * seconds)
+  if state.client is None:
     return
-  meeting, wait = f"vr_jax/meeting {next(_exchanges)}", round(1000 * seconds)
   with contextlib.suppress(jax.errors.JaxRuntimeError):
-    client.wait_at_barrier(meeting, wait)
-    if not is_first():
-      client.key_value_set(f"{meeting}/{jax.process_index()}", "leaves")
-      return
-    for index in range(1, jax.process_count()):
-      client.blocking_key_value_get(f"{meeting}/{index}", wait)
-    time.sleep(0.5)  # they have left but for the few calls that end a process
+    state.client.wait_at_barrier("vr_jax/end", wait)
+    if state.process_id:
+      state.client.key_value_set(f"vr_jax/end/{state.process_id}", "leaves")
+    else:
+      for index in range(1, count_joined()):
+        state.client.blocking_key_value_get(f"vr_jax/end/{index}", wait)
+  if not state.process_id:
+    time.sleep(0.5)  # the others have left but for the few calls that end a process
 
 
 def gather_texts(kind: str, text: str, *, wait: float = WAIT) -> list[str]:

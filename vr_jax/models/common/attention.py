@@ -198,7 +198,7 @@ class Attention:
       index = jnp.arange(query.shape[-3])
       arrays = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
       segments = (x.reshape(-1, x.shape[-1]) for x in (segment, key_segment))
-      attend = self._function("attend_segments", few_keys=not self.keeps_logits(key.shape[-3]))
+      attend = self._function("attend_segments", keys=key.shape[-3])
       return attend(*arrays, *segments, index, causal=False).reshape(query.shape)
 
     leading = ("prompts", "frames", *[None] * (segment.ndim - 2))
@@ -424,7 +424,7 @@ class Attention:
       ),
     )
 
-  def keeps_logits(self, keys: int) -> bool:
+  def in_splash_kernel(self, keys: int) -> bool:
     """Whether `frames` with so many keys runs in the splash kernel, which writes no logits."""
     return _MODULES[self.backend] is attention_splash and keys >= attention_splash.BLOCKS[-1]
 
@@ -433,10 +433,10 @@ class Attention:
     """The number of logits that plain products hold at once."""
     return attention_xla.CACHED_LOGITS if self.layout.platform == "cpu" else attention_xla.LOGITS
 
-  def _function(self, name: str, *, few_keys: bool = False) -> Callable[..., Array]:
-    """The backend's function of this name. few_keys: less than a block of the splash kernel."""
+  def _function(self, name: str, *, keys: int = 2**30) -> Callable[..., Array]:
+    """The backend's function of this name; plain products for fewer `keys` than a splash block."""
     is_splash, on_cpu = _MODULES[self.backend] is attention_splash, self.layout.platform == "cpu"
-    backend = "xla" if few_keys and is_splash else self.backend
+    backend = "xla" if is_splash and not self.in_splash_kernel(keys) else self.backend
     function = getattr(_MODULES[backend], name)
     if backend != "xla" and is_splash:
       return functools.partial(function, fused=backend == "splash_fused", interpret=on_cpu)

@@ -22,7 +22,7 @@ ROWS: layout_lib.Axes = ("prompts", "frames", None, None)
 WORTHWHILE = 0.5
 # Patches of a frame up to which the splash kernel masks windows instead: it writes no logits. By
 # XLA's schedule for TPU v5p copying to rows and back takes 0.3 us a patch and layer (16 heads of
-# 80), as long as all pairs of 8,192 patches take in the kernel at 60 % of the chip's peak.
+# 80, forward), as long as all pairs of 10,000 patches would take at 60 % of the chip's peak.
 MOST_MASKED = 8192
 
 
@@ -72,7 +72,7 @@ def make(
   Returns None where rows would save too little: a mask is to be used.
   """
   layout, patches = attention.layout, window.shape[2]
-  masked = attention.keeps_logits(patches) and patches <= MOST_MASKED
+  masked = attention.in_splash_kernel(patches) and patches <= MOST_MASKED
   if masked or rows * size**2 > WORTHWHILE * patches**2:
     return None
 
