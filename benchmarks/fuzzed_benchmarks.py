@@ -77,6 +77,7 @@ def _damage_parquet(rng: random.Random, whole: bytes) -> bytes:
     TypeError,
     AttributeError,
     ArithmeticError,
+    LookupError,
     RecursionError,
     pyarrow.ArrowException,
   ):
