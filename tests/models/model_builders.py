@@ -1,5 +1,6 @@
 """Models and prompts for the tests of families, made from the cases of their golden files."""
 
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -23,8 +24,13 @@ from vr_jax.models.tinyllava import tokenizer as tokenizer_tiny
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
 PHI_BYTES = tokenizer_tiny.train_tokenizer([], 256 + len(tokenizer_tiny.SPECIAL_TOKENS) + 1)
 GOLDEN = {"qwen2_5_vl": golden, "qwen3_vl": golden3, "tinyllava": golden_tiny}
-# Of each family one with two prompts of different length, images and videos of several frames.
+GROUPS = golden_tiny.CASES[0]  # the other kind of resampler than in the case below
+# Of each family one with two prompts of different length, images and videos of several frames; of
+# TinyLLaVA-Video with the resampler of its release.
 FIRST_CASES = {name: golden_file.CASES[0] for name, golden_file in GOLDEN.items()}
+FIRST_CASES["tinyllava"] = dataclasses.replace(
+  GROUPS, name="naive", connector={**GROUPS.connector, "connector_type": "naiveresampler"}
+)
 
 
 def family_of(case: golden.ModelCase) -> family_lib.ModelFamily:

@@ -23,6 +23,7 @@ GROUP, TIME = 3, 6
 SLOTS = (4, 0, 5, 2, 1, 3)  # in which the replies are decoded: any order will do
 LENGTHS = np.array([[6, 1, 4], [0, 5, 6]])  # of the replies; one is empty
 TOLERANCE = 1e-5
+CASES = {**builders.FIRST_CASES, "tinyllava_groups": builders.GROUPS}
 
 
 @pytest.fixture(params=list(builders.FIRST_CASES))
@@ -36,13 +37,13 @@ one_family = pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
 
 @functools.cache
 def network(family):
-  return builders.load(builders.FIRST_CASES[family])
+  return builders.load(CASES[family])
 
 
 @functools.cache
 def inputs(family: str) -> tuple[records.Prompt, jax.Array, jax.Array]:
   """Prompts with padding on every axis, reply tokens and which of them count."""
-  prompt = builders.prompt(builders.FIRST_CASES[family], network(family).config, spare=(4, 1, 1))
+  prompt = builders.prompt(CASES[family], network(family).config, spare=(4, 1, 1))
   tokens = np.random.default_rng(7).integers(0, golden.BYTES, (2, GROUP, TIME))
   return prompt, jnp.asarray(tokens), jnp.asarray(np.arange(TIME) < LENGTHS[..., None])
 
@@ -141,13 +142,14 @@ def test_the_prefix_keeps_the_hidden_state_of_each_prompts_last_token(family):
     *(("qwen2_5_vl", spare) for spare in [(0, 0, 0), (9, 0, 0), (0, 2, 0), (0, 0, 5), (1, 1, 1)]),
     ("qwen3_vl", (9, 2, 5)),
     ("tinyllava", (9, 2, 3)),
+    ("tinyllava_groups", (9, 2, 3)),
   ],
   indirect=["family"],
 )
 def test_padding_of_tokens_frames_or_patches_changes_no_result(family, spare):
   prompt, tokens, valid = inputs(family)
   last, hidden = extended(network(family), prompt, tokens, valid)
-  other = builders.prompt(builders.FIRST_CASES[family], network(family).config, spare=spare)
+  other = builders.prompt(CASES[family], network(family).config, spare=spare)
   other_last, other_hidden = extended(network(family), other, tokens, valid)
   np.testing.assert_allclose(other_last, last, rtol=0, atol=TOLERANCE)
   assert_same_where(valid, other_hidden, hidden)

@@ -84,14 +84,22 @@ def test_transformers_agrees_on_cases_drawn_just_now(run_number, family):
     )
 
 
-@pytest.mark.parametrize("family", builders.GOLDEN)
+@pytest.mark.parametrize(
+  ("family", "case"),
+  [
+    *builders.FIRST_CASES.items(),
+    ("tinyllava", builders.GROUPS),
+    ("qwen3_vl", builders.golden3.CASES[1]),  # its head is tied
+  ],
+  ids=lambda value: getattr(value, "name", value),
+)
 @pytest.mark.skipif(
   not HAS_REFERENCE, reason="torch and transformers not installed: gradients need them"
 )
-def test_gradients_are_those_of_transformers(family):
+def test_gradients_are_those_of_transformers(family, case):
   import torch
 
-  golden_file, case = builders.GOLDEN[family], builders.FIRST_CASES[family]
+  golden_file = builders.GOLDEN[family]
   network = builders.load(case)
   encoded = builders.encode(case, network.config, 0)
   length = len(encoded.tokens)
