@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from vr_jax import recipe_config
+from vr_jax.models.common import conversation
 from vr_jax.models.qwen2_5_vl import presets
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 
@@ -104,16 +105,26 @@ class GenerateCase:
     TOKENIZER.save(str(directory / "tokenizer.json"))
 
   def frames(self) -> np.ndarray:
-    """Pixels [frames, height, width, 3] in squares of 7."""
-    rng = np.random.default_rng(zlib.crc32(self.name.encode()))
-    count, height, width = self.shape
-    squares = rng.integers(0, 256, (count, -(-height // 7), -(-width // 7), 3), np.uint8)
-    return squares.repeat(7, axis=1).repeat(7, axis=2)[:, :height, :width]
+    """Pixels [frames, height, width, 3] of the video."""
+    return draw_frames(self.name, self.shape)
 
   @property
   def times(self) -> np.ndarray:
     """Seconds of each frame."""
     return self.seconds * np.arange(self.shape[0])
+
+  def question(self, *, question_first: bool) -> conversation.Message:
+    """The question about the video."""
+    video = conversation.VideoFrames(frames=self.frames(), timestamps=self.times)
+    return conversation.question(QUESTION, video, question_first)
+
+
+def draw_frames(name: str, shape: tuple[int, int, int]) -> np.ndarray:
+  """Draws pixels [frames, height, width, 3] in squares of 7, keyed by name."""
+  rng = np.random.default_rng(zlib.crc32(name.encode()))
+  count, height, width = shape
+  squares = rng.integers(0, 256, (count, -(-height // 7), -(-width // 7), 3), np.uint8)
+  return squares.repeat(7, axis=1).repeat(7, axis=2)[:, :height, :width]
 
 
 TINY = {"layers": None, "new_tokens": 24}
@@ -156,8 +167,15 @@ CASES = (
 
 def messages(case: GenerateCase, *, question_first: bool) -> list[dict[str, Any]]:
   """The conversation, as users of transformers write it."""
-  parts = [{"type": "video", "video": case.frames()}, {"type": "text", "text": QUESTION}]
-  return [{"role": "user", "content": parts[::-1] if question_first else parts}]
+  content = []
+  for part in case.question(question_first=question_first).parts:
+    if isinstance(part, str):
+      content.append({"type": "text", "text": part})
+    elif isinstance(part, conversation.Image):
+      content.append({"type": "image", "image": part.pixels})
+    else:
+      content.append({"type": "video", "video": part.frames})
+  return [{"role": "user", "content": content}]
 
 
 def reference_processor(directory: pathlib.Path) -> Any:

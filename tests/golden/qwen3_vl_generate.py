@@ -1,12 +1,13 @@
-"""Golden replies of transformers to a video, with an exported directory of Qwen3-VL's tiny size.
+"""Golden replies of transformers to videos, with an exported directory of Qwen3-VL's tiny size.
 
 Form and random weights are those of qwen2_5_vl_generate.py. To write qwen3_vl_generate.json (needs
-torch, torchvision and transformers):
+torch and transformers; without torchvision, prompts and pixels are ours, positions are not):
 
     PYTHONPATH=.:tests python tests/golden/qwen3_vl_generate.py
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import tempfile
@@ -18,17 +19,22 @@ from golden import qwen2_5_vl_processor as processors
 from golden import qwen3_vl as models
 import numpy as np
 
-from vr_jax import recipe_config
-from vr_jax.models.common import prompts
+from vr_jax import recipe_config, records
+from vr_jax.models.common import conversation, prompts
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateCase(shared.GenerateCase):
-  """See qwen2_5_vl_generate.GenerateCase; `numbers` are those of the frames in their file."""
+  """See qwen2_5_vl_generate.GenerateCase.
+
+  numbers: those of the video's frames in their file.
+  before: shape and numbers of what is shown before the video; an image has no numbers.
+  """
 
   numbers: tuple[int, ...]
+  before: tuple[tuple[tuple[int, int, int], tuple[int, ...]], ...] = ()
 
   def model_fields(self) -> dict[str, Any]:
     """The config.json of the model."""
@@ -47,7 +53,29 @@ class GenerateCase(shared.GenerateCase):
   @property
   def times(self) -> np.ndarray:
     """Seconds of each frame."""
-    return np.array(self.numbers) / (1 / self.seconds)
+    return self._times(self.numbers)
+
+  def _times(self, numbers: tuple[int, ...]) -> np.ndarray:
+    return np.array(numbers) / (1 / self.seconds)
+
+  @property
+  def metadata(self) -> list[dict[str, Any]]:
+    """What transformers is told about each video."""
+    videos = [*(numbers for _, numbers in self.before if numbers), self.numbers]
+    return [
+      {"fps": 1 / self.seconds, "total_num_frames": n[-1] + 1, "frames_indices": list(n)}
+      for n in videos
+    ]
+
+  def question(self, *, question_first: bool) -> conversation.Message:
+    """The question, behind all that is shown before its video."""
+    parts = []
+    for index, (shape, numbers) in enumerate(self.before):
+      frames = shared.draw_frames(f"{self.name}.{index}", shape)
+      video = conversation.VideoFrames(frames=frames, timestamps=self._times(numbers))
+      parts += [video if numbers else conversation.Image(pixels=frames[0]), f"That was {index}. "]
+    asked = super().question(question_first=question_first)
+    return dataclasses.replace(asked, parts=(*parts, *asked.parts))
 
 
 TINY = {"recipe": "configs/moss_chatv.py:tiny_qwen3vl", "layers": None, "new_tokens": 24}
@@ -74,15 +102,25 @@ CASES = (
     },
     **TINY,
   ),
+  GenerateCase(
+    name="all_media",
+    shape=(4, 70, 112),
+    seconds=0.25,
+    numbers=(3, 4, 60, 61),
+    before=(
+      ((1, 90, 60), ()),
+      ((5, 64, 64), (0, 7, 9, 10, 400)),
+      ((2, 120, 50), (8, 9)),
+    ),
+    **TINY,
+  ),
 )
 
 
 def case_inputs(processor: Any, case: GenerateCase, *, question_first: bool) -> Any:
-  """Encodes a case with transformers; all frames of the video are shown."""
-  told = {"total_num_frames": case.numbers[-1] + 1, "frames_indices": list(case.numbers)}
-  conversation = shared.messages(case, question_first=question_first)
-  metadata = [{"fps": 1 / case.seconds, **told}]
-  return shared.reference_inputs(processor, [conversation], metadata, do_sample_frames=False)
+  """Encodes a case with transformers; all frames of the videos are shown."""
+  turns = shared.messages(case, question_first=question_first)
+  return shared.reference_inputs(processor, [turns], case.metadata, do_sample_frames=False)
 
 
 def reference_model(directory: pathlib.Path) -> Any:
@@ -96,12 +134,14 @@ def reference_reply(model: Any, inputs: Any) -> tuple[list[int], float]:
 
 
 def reference_inputs(encoded: prompts.EncodedPrompt, model: Any) -> Any:
-  """What transformers' model takes for a prompt with videos, from our encoding of it."""
+  """What transformers' model takes for a prompt, from our encoding of it."""
   del model
-  grids = [("video", g.frames, g.height, g.width) for g in encoded.grids]
-  patches = [frame.vision.patches for frame in encoded.frames if frame.vision is not None]
-  media = [(grid, np.stack(patches)) for grid in grids]
-  assert len(media) == 1, "one video"
+  patches = iter(frame.vision.patches for frame in encoded.frames if frame.vision is not None)
+  media = []
+  for grid in encoded.grids:
+    kind = "image" if grid.kind == records.Kind.IMAGE else "video"
+    part = (kind, grid.frames, grid.height, grid.width)
+    media.append((part, np.stack(list(itertools.islice(patches, grid.frames)))))
   return shared_models.media_inputs(encoded.tokens, media, models.normalised)
 
 
@@ -111,16 +151,18 @@ def main() -> None:
 
   from tests.train import exported_cases
 
-  if not processors.has_torchvision():
-    raise SystemExit("torchvision: not installed, but AutoProcessor needs it")
   golden = {"transformers": transformers.__version__, "torch": torch.__version__}
   for case in CASES:
     with tempfile.TemporaryDirectory() as directory:
       made = exported_cases.export(case, pathlib.Path(directory))
-      first = made.context.config.model.question_first
-      processor = transformers.AutoProcessor.from_pretrained(made.path)
-      inputs = case_inputs(processor, case, question_first=first)
-      tokens, margin = reference_reply(reference_model(made.path), inputs)
+      model = reference_model(made.path)
+      if processors.has_torchvision():
+        first = made.context.config.model.question_first
+        processor = transformers.AutoProcessor.from_pretrained(made.path)
+        inputs = case_inputs(processor, case, question_first=first)
+      else:
+        inputs = reference_inputs(exported_cases.encode(made, case), model)
+      tokens, margin = reference_reply(model, inputs)
     golden[case.name] = {
       "prompt": inputs["input_ids"][0].tolist(),
       "tokens": tokens,

@@ -59,11 +59,9 @@ def export(case: golden.GenerateCase, directory: pathlib.Path) -> Exported:
 
 
 def encode(made: Exported, case: golden.GenerateCase) -> prompts.EncodedPrompt:
-  """Encodes a case's question and video with our processor."""
+  """Encodes a case's question with our processor."""
   first = made.context.config.model.question_first
-  return made.context.processor.encode(
-    golden.QUESTION, case.frames(), case.times, question_first=first
-  )
+  return made.context.processor.encode_conversation([case.question(question_first=first)])
 
 
 def replies(made: Exported, encoded: Sequence[prompts.EncodedPrompt]) -> list[list[int]]:
