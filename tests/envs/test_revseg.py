@@ -156,6 +156,45 @@ def test_the_format_counts_tags_and_json_apart():
   )
 
 
+BLOCKS = ("<think>t</think> <answer>{}</answer>", "{}", "<answer>{}</answer>", "x<think></think>{}")
+KEY_FRAMES = [*range(POOL), POOL, -1, None]  # in range, out of range, no JSON
+RULES = [boxes.BoxRule(), boxes.BoxRule(format=0.25, temporal=2.0, spatial=3.5)]
+turn_one = st.tuples(st.sampled_from(BLOCKS), st.sampled_from(KEY_FRAMES))
+turn_two = st.tuples(st.sampled_from(BLOCKS), st.sampled_from([*range(1, POOL), None]))
+
+
+def plain_turns(replies, rule):
+  """What each turn earns: the four checks, and equations 7 and 8 of the paper."""
+  areas = [0 if box is GONE else (box[2] - box[0]) * (box[3] - box[1]) for box in TRUTH]
+  passed = [(block is BLOCKS[0]) + (content is not None) for block, content in replies]
+  turns = [rule.format * each / 4 for each in passed] + [0] * (2 - len(replies))
+  key = replies[0][1]
+  if key in range(POOL) and areas[key]:
+    turns[0] += rule.temporal * areas[key] / max(areas)  # the smallest is 0: it is gone in a frame
+    of_frame = replies[1][1] if len(replies) == 2 else None
+    # No two true boxes overlap by more than a half.
+    turns[1] += rule.spatial * (of_frame == key)
+  return turns
+
+
+@hypothesis.given(
+  st.lists(st.tuples(turn_one, st.none() | turn_two), min_size=3, max_size=3),
+  st.sampled_from(RULES),
+)
+def test_turns_earn_weighted_sums_of_the_checks_the_key_frame_and_the_box(group, rule):
+  episodes, expected = [], []
+  for first, second in group:
+    replies = [first, second] if second else [first]
+    contents = [frame(first[1])[25:-9] if first[1] is not None else "none"]
+    if second:
+      contents.append("none" if second[1] is None else box(*shown(TRUTH[second[1]]))[25:-9])
+    texts = [block.format(text) for (block, _), text in zip(replies, contents, strict=True)]
+    episodes.append(episode(*texts))
+    expected.append(plain_turns(replies, rule))
+  found = score(*episodes, task=make(reward=rule))
+  np.testing.assert_allclose(found.total[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_metrics_of_an_episode_and_their_means_over_a_batch():
   good, bad = episode(frame(3), box(*shown(TRUTH[3]))), episode("no key frame")
   found = TASK.episode_metrics(EXAMPLE, good)

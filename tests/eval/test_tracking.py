@@ -33,9 +33,16 @@ RULE = sampling.UniformRule(frames=4)
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-  """Clips of 4 of 16 stored frames, which are half as large as the video, and the shards."""
+  """Clips of 4 of 16 stored frames, which are half as large as the video, and the shards.
+
+  The last one's query is about an object that its video, the first one, never shows.
+  """
   folder = tmp_path_factory.mktemp("tracking")
   write.write_dataset(folder / "raw", WORLD, videos=2, seed=0, questions_per_video=2)
+  with (folder / "raw" / "annotations.jsonl").open("r+", encoding="utf-8") as file:
+    absent = {**json.loads(file.readline()), "id": "absent", "instances": [], "steps": []}
+    file.seek(0, 2)
+    file.write(json.dumps({**absent, "relevant": [], "question": "the blue whale"}) + "\n")
   settings = ingest.IngestConfig(
     fps=2.0, max_side=48, test_fraction=0.0, validation_fraction=0.0, rule=RULE
   )
@@ -68,7 +75,7 @@ def test_true_boxes_give_the_true_masks_and_others_give_less(stored):
   clips, shards = stored
   tracker = tracking.Tracker("exact", shards)
   right = tracker.follow(
-    [found(clip, frame, true_box(clip, frame)) for clip in clips for frame in range(4)]
+    [found(clip, frame, true_box(clip, frame)) for clip in clips[:-1] for frame in range(4)]
   )
   for each in right:
     assert each.metrics == {"j_and_f": 1, "region_similarity": 1, "boundary_f": 1}
@@ -92,6 +99,25 @@ def test_true_boxes_give_the_true_masks_and_others_give_less(stored):
   assert all(other.masks.values())
 
 
+def test_an_object_that_never_appears_is_right_without_a_mask_and_wrong_with_one(stored):
+  clips, shards = stored
+  absent = clips[-1]
+  assert np.isnan(absent.example.object_track.boxes).all()
+  nothing, other, beside = tracking.Tracker("exact", shards).follow(
+    [
+      (absent, grounding.Grounding(key_frame=1, problem="turns")),
+      found(absent, 1, true_box(clips[1], 1)),  # of an object that all frames show
+      found(absent, 1, (0.0, 0.0, 1.0, 1.0)),  # a box of no object, so that no mask follows
+    ]
+  )
+  # DAVIS' rule: two empty masks are alike, an empty one and another have nothing in common.
+  for each in (nothing, beside):
+    assert each.metrics == {"j_and_f": 1, "region_similarity": 1, "boundary_f": 1}
+    assert set(each.masks.values()) == {None}
+  assert other.metrics == {"j_and_f": 0, "region_similarity": 0, "boundary_f": 0}
+  assert all(other.masks.values())
+
+
 def test_sam2_starts_at_the_frame_the_box_belongs_to_and_masks_are_of_the_videos_size(
   stored, tmp_path, monkeypatch
 ):
@@ -110,8 +136,9 @@ def test_sam2_starts_at_the_frame_the_box_belongs_to_and_masks_are_of_the_videos
   monkeypatch.setattr(tracking.sam2, "track_chunks", remember)
   tracker = tracking.Tracker(str(tmp_path / "weights"), shards)
   box = true_box(clips[1], 2)
-  (empty, tracked) = tracker.follow(
-    [(clips[0], grounding.Grounding(problem="json")), found(clips[1], 2, box)]
+  no_box = grounding.Grounding(problem="json")
+  (empty, tracked, absent) = tracker.follow(
+    [(clips[0], no_box), found(clips[1], 2, box), (clips[-1], no_box)]
   )
   ((videos, prompts),) = calls
   assert {prompt[0].frame for prompt in prompts} == {int(clips[1].frame_indices[2])}
@@ -120,6 +147,7 @@ def test_sam2_starts_at_the_frame_the_box_belongs_to_and_masks_are_of_the_videos
   np.testing.assert_array_equal(videos[0][3:5], store.read(clips[1].example.video, [3, 4]))
   assert videos[0].shape == (16, 32, 48, 3)
   assert set(empty.metrics.values()) == {0}
+  assert set(absent.metrics.values()) == {1}  # an object that is never there
   # The metrics are those of what SAM2 gives for the stored frames, at the size of the video.
   times = store.timestamps(clips[1].example.video)
   expected = segmentation.j_and_f(masks, truth(clips[1], shards, times))

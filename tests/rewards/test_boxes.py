@@ -134,6 +134,7 @@ def test_rewards_are_those_of_the_formulas(truth, frames, given_boxes, rule):
   expected = [
     plain_rewards(np.array(truth, float), k, box, rule.temporal_kind) for k, box in replies
   ]
+  np.testing.assert_array_equal(found.format, batch.checks)
   np.testing.assert_allclose(found.temporal[0], [each[0] for each in expected], atol=1e-6)
   np.testing.assert_allclose(soft.spatial[0], [each[1] for each in expected], atol=1e-6)
   hard = [float(np.float32(each[1]) > 0.5) for each in expected]
