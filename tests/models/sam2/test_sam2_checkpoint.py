@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 import re
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -167,7 +169,7 @@ def test_a_pickled_checkpoint_is_refused_and_the_advice_converts_it(params, tmp_
   assert "is a pickle" in text
   command = shlex.split(text.partition("convert it once with: ")[2])
   assert command[:-1] == ["python", "-c"]
-  exec(command[-1], {})
+  subprocess.run([sys.executable, *command[1:]], check=True)
   (tmp_path / checkpoint.CONFIG).write_text(json.dumps(config_lib.to_dict(SMALLEST)))
   loaded = sam2.load(tmp_path)
   assert loaded.config == SMALLEST
