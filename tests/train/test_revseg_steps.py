@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from tests.train import nano
-from vr_jax import errors, records
-from vr_jax.data import batches, examples, frame_store
+from vr_jax import errors, main, records
+from vr_jax.data import batches, examples, frame_store, mask_store
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import grounding, registry, revseg
 from vr_jax.eval import evaluated_episode, evaluated_replies
+from vr_jax.models import sam2
 from vr_jax.models.common import processor
+from vr_jax.models.sam2 import parameters
 from vr_jax.rollout import dialogue
 from vr_jax.train import check_examples, data_stage, metrics, paths, rl_loop, run_context
 
@@ -291,6 +293,59 @@ def test_queries_about_videos_that_the_filter_found_are_not_trained_on(prepared)
     changed.mask_filter.threshold = 0.7
     with pytest.raises(errors.InputError, match="leaves no query; lower"):
       checks.find_unusable()
+  finally:
+    shutil.rmtree(folder)
+
+
+def write_sam2(directory):
+  """Writes a SAM2 of random weights, and returns it."""
+  smallest = sam2.smallest(64)
+  segmenter = sam2.Segmenter(smallest, parameters.initialise(smallest, 0))
+  sam2.save(segmenter, directory)
+  return segmenter
+
+
+def iou_of_frames(segmenter, shards, video):
+  """The mean IoU of what SAM2 makes of the true boxes in each frame alone."""
+  frames = frame_store.FrameStore(shards / "frames").read(video, range(8))
+  masks = mask_store.MaskStore(shards / "masks")
+  names, ious = masks.instances(video), []
+  # Annotated are 32 frames, of which every fourth is stored.
+  truth = np.array([masks.read(video, [name], range(0, 32, 4)) for name in names])
+  prompts = []
+  for frame in range(8):
+    places = [np.argwhere(mask)[:, ::-1] for mask in truth[:, frame]]
+    corners = [map(float, (*each.min(axis=0), *each.max(axis=0) + 1)) for each in places]
+    prompts.append([sam2.BoxPrompt(object=n, frame=0, box=(*c,)) for n, c in enumerate(corners)])
+  for frame, found in enumerate(sam2.track_videos(segmenter, [*frames[:, None]], prompts)):
+    mine, right = found.masks[:, 0], truth[:, frame]
+    ious.append((mine & right).sum(axis=(1, 2)) / (mine | right).sum(axis=(1, 2)))
+  return np.mean(ious)
+
+
+def test_training_reads_no_video_that_mode_filter_finds_with_sam2(
+  prepared, tmp_path, monkeypatch, capsys
+):
+  run, context, shards, _ = prepared
+  nano.use_devices(monkeypatch, 1)
+  segmenter = write_sam2(tmp_path / "sam2")
+  changed = run.copy_and_resolve_references()
+  changed.mask_filter.sam2 = str(tmp_path / "sam2")
+  source = examples.ExampleSource(shards, "train")
+  videos = {source[index].video for index in range(len(source))}
+  expected = {video: iou_of_frames(segmenter, shards, video) for video in sorted(videos)}
+  folder = shards.parent / "mask_filter"
+  try:
+    main.run(changed, tmp_path / "run", "filter")
+    ious = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["ious"]
+    assert "4 of 4 videos have a mean IoU below 0.6" in capsys.readouterr().out
+    assert len(ious) == 4 and {video: ious[video] for video in videos} == pytest.approx(expected)
+    lowest = min(videos, key=expected.__getitem__)
+    changed.mask_filter.threshold = sorted(expected.values())[1]
+    builder = dataclasses.replace(context, config=changed).builder
+    for read, kept in ((context.builder, videos), (builder, videos - {lowest})):
+      batches_read = read.read("train", 2, repeat=False)
+      assert {item.example.video for batch in batches_read for item in batch.items} == kept
   finally:
     shutil.rmtree(folder)
 
