@@ -83,7 +83,9 @@ def test_both_sides_compute_in_float32_on_a_cpu_and_in_bfloat16_on_an_accelerato
 
 
 @pytest.mark.parametrize(
-  "sizes", [TEXT, dataclasses.replace(TOY, family="tinyllava")], ids=lambda sizes: sizes.family
+  "sizes",
+  [TEXT, *(dataclasses.replace(TOY, family=family) for family in ("qwen3_vl", "tinyllava"))],
+  ids=lambda sizes: sizes.family,
 )
 def test_replies_are_sampled_to_their_end_and_counted(sizes):
   found = rollout.compare(sizes, names=("ours",), repeats=1)

@@ -329,9 +329,9 @@ def test_features_behind_the_first_layers_are_recomputed_with_them(family, polic
   )
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "tinyllava"], indirect=True)
+@pytest.mark.parametrize("family", ["tinyllava"], indirect=True)
 def test_a_mesh_gives_the_gradients_of_one_device(family):
-  """The first family runs whole steps on meshes in tests/parallel/test_mesh.py."""
+  """All families, but with the other resampler, do whole steps in tests/parallel/test_mesh.py."""
   config, (_, tokens, valid) = network(family).config, inputs(family)
   case = builders.FIRST_CASES[family]
   length = builders.prompt(case, config).tokens.shape[1]
@@ -356,6 +356,6 @@ def test_a_mesh_gives_the_gradients_of_one_device(family):
   ):
     scale = np.abs(one[...]).max()
     assert scale > 0, path
-    if family == "tinyllava" and path[-2:] == ("blocks", "key_bias"):
+    if path[-2:] == ("blocks", "key_bias"):
       continue  # rounding alone: all keys moved alike leave a softmax as it was
     np.testing.assert_allclose(other[...], one[...], rtol=0, atol=1e-4 * scale, err_msg=str(path))

@@ -22,6 +22,7 @@ NETWORKS = {
   "tiny": {},
   # Of two frames, Qwen3-VL may show each larger than of eight.
   "tiny_qwen3vl": {"size": "tiny_qwen3vl", "model__patch_buckets": (64,)},
+  "tiny_phi2": {"size": "tiny_phi2"},
   "adapters": {"model__lora__rank": 2, "model__lora__vision": ("qkv",)},
 }
 
@@ -66,6 +67,7 @@ def _of_one_device(data, network):
     ("tiny", (2, 2, 1, 2), "tensor"),
     ("tiny", (1, 4, 2, 1), "training"),
     ("tiny_qwen3vl", (1, 8, 1, 1), "tensor"),
+    ("tiny_phi2", (1, 4, 1, 2), "tensor"),
     ("adapters", (2, 4, 1, 1), "tensor"),
   ],
 )

@@ -20,10 +20,11 @@ from vr_jax.train import batching, initialization, train_step
 from vr_jax.train import train_state as train_state_lib
 
 MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 2, 2, 2))
-TRAINED = {
+RUNS = {
   "all": {},
   "all but the tower": {"model__freeze_vision": True},
   "adapters": {"model__lora__rank": 2, "model__lora__text": ("query", "down")},
+  **{size: {"size": size, **nano.ROOM[size]} for size in ("tiny_qwen3vl", "tiny_phi2")},
 }
 TOLERANCE = 1e-4  # relative; of gradients: relative to the largest of a parameter
 
@@ -82,12 +83,12 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module")
 def updated(data):
-  """Maps (mesh, stage, trained part) to (context, state, metrics) after one SFT or RL step."""
+  """Maps (mesh, stage, run) to (context, state, metrics) after one SFT or RL step."""
   return functools.cache(functools.partial(_updated, data))
 
 
-def _updated(data, shape, stage, trained="all"):
-  fields = {f"{stage}__max_grad_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
+def _updated(data, shape, stage, run="all"):
+  fields = {f"{stage}__max_grad_norm": 1e9, f"{stage}__warmup_steps": 0, **RUNS[run]}
   context = nano.build(
     data, mesh=shape, rl__batch_size=8, rl__num_generations=2, rl__kl_weight=0.1, **fields
   )
@@ -148,15 +149,16 @@ def _rollout(context, items):
 
 
 @pytest.mark.parametrize(
-  ("shape", "stage", "trained"),
+  ("shape", "stage", "run"),
   [
     *itertools.product(MESHES, ("sft", "rl"), ("all",)),
     *itertools.product(((1, 2, 2, 2),), ("sft",), ("all but the tower", "adapters")),
+    *itertools.product(((1, 2, 2, 2),), ("sft", "rl"), ("tiny_qwen3vl", "tiny_phi2")),
   ],
 )
-def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage, trained):
-  _, expected, expected_metrics = updated((1, 1, 1, 1), stage, trained)
-  _, actual, metrics = updated(shape, stage, trained)
+def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage, run):
+  _, expected, expected_metrics = updated((1, 1, 1, 1), stage, run)
+  _, actual, metrics = updated(shape, stage, run)
   assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
     {k: float(v) for k, v in expected_metrics.items()}, rel=TOLERANCE, abs=1e-6
   )
@@ -168,7 +170,8 @@ def _gradients(state):
   """Adam's first moments after one step without clipping: the gradients up to a factor."""
   moments = {name: x for name, x in _leaves(state.optimizer_state).items() if ".mu" in name}
   assert all(moment.any() for moment in moments.values())
-  return moments
+  # Of SigLIP's keys rounding alone: all keys moved alike leave a softmax as it was.
+  return {name: x for name, x in moments.items() if "['blocks']['key_bias']" not in name}
 
 
 @pytest.mark.parametrize("shape", MESHES)

@@ -77,6 +77,7 @@ OVERRIDES: Mapping[str, Any] = {
 ROOM: Mapping[str, Mapping[str, Any]] = {
   "tiny": {},
   "tiny_qwen3vl": {"model__prefix_buckets": (160,), "model__patch_buckets": (16, 64)},
+  "tiny_phi2": {},
 }
 
 # Of revseg: eight frames, and nothing learned before RL.

@@ -34,7 +34,8 @@ MATRICES = {"text.layers.query", "text.layers.down", "vision.blocks.qkv"}
 @pytest.fixture(scope="module")
 def context(data, request):
   size = getattr(request, "param", "tiny")
-  return nano.build(data, mesh=MESH, size=size, **nano.ROOM[size], **ON)
+  vision = {"model__lora__vision": ("query",)} if size == "tiny_phi2" else {}
+  return nano.build(data, mesh=MESH, size=size, **{**nano.ROOM[size], **ON, **vision})
 
 
 @pytest.fixture(scope="module")
