@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.train import nano
-from vr_jax import errors, main, records
+from vr_jax import errors, main, records, run_length
 from vr_jax.data import batches, examples, frame_store, mask_store
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import grounding, registry, revseg
-from vr_jax.eval import evaluated_episode, evaluated_replies
+from vr_jax.eval import evaluated_episode, evaluated_replies, segmentation
 from vr_jax.models import sam2
 from vr_jax.models.common import processor
 from vr_jax.models.sam2 import parameters
@@ -40,6 +40,25 @@ def box(width, height):
   return f"<think></think>\n<answer>{json.dumps(answer)}</answer>"
 
 
+def say(monkeypatch, first, last):
+  """Makes first replies say `first()`, and those that are first read at the end `last()`.
+
+  Returns the texts by their tokens.
+  """
+  texts, ended = {}, []
+
+  def decoded(_, ids):
+    return texts.setdefault(tuple(map(int, ids)), (last if ended else first)())
+
+  def spans(task, reply, turn):
+    ended.append(turn)
+    return ((len(reply), turn),)
+
+  monkeypatch.setattr(processor.VideoProcessor, "decode", decoded)
+  monkeypatch.setattr(revseg.ReVSeg, "segment_spans", spans)
+  return texts
+
+
 @pytest.mark.parametrize(
   ("size", "told", "left_half"),
   [("tiny", False, box(112, 112)), ("tiny_qwen3vl", True, box(1000, 1000))],
@@ -49,8 +68,8 @@ def test_a_step_plays_learns_and_scores_episodes_that_show_frames_of_two_sizes(
   tmp_path, monkeypatch, size, told, left_half
 ):
   nano.use_devices(monkeypatch, 1)
-  texts, said = {}, functools.partial(next, itertools.cycle([*map(frame, range(8)), "none"]))
-  turns, earned, played = {}, [], []
+  said = functools.partial(next, itertools.cycle([*map(frame, range(8)), "none"]))
+  texts, turns, earned = say(monkeypatch, said, lambda: left_half), {}, []
   play, finish = processor.VideoProcessor.continue_conversation, revseg.ReVSeg.finish_batch
 
   def continued(self, messages, **options):
@@ -59,21 +78,11 @@ def test_a_step_plays_learns_and_scores_episodes_that_show_frames_of_two_sizes(
     turns[tuple(map(int, options["after"]))] = encoded, text
     return encoded
 
-  def decoded(_, ids):
-    """First replies choose a frame, or none; replies that are first read at the end give a box."""
-    return texts.setdefault(tuple(map(int, ids)), left_half if played else said())
-
-  def spans(task, reply, turn):
-    played.append(turn)
-    return ((len(reply), turn),)
-
   def finished(task, asked, replies, scores, **options):
     earned.append((asked, replies, scores))
     return finish(task, asked, replies, scores, **options)
 
   monkeypatch.setattr(processor.VideoProcessor, "continue_conversation", continued)
-  monkeypatch.setattr(processor.VideoProcessor, "decode", decoded)
-  monkeypatch.setattr(revseg.ReVSeg, "segment_spans", spans)
   monkeypatch.setattr(revseg.ReVSeg, "finish_batch", finished)
   run = config(tmp_path, size=size)
   data_stage.prepare(run, tmp_path)
@@ -348,6 +357,46 @@ def test_training_reads_no_video_that_mode_filter_finds_with_sam2(
       assert {item.example.video for batch in batches_read for item in batch.items} == kept
   finally:
     shutil.rmtree(folder)
+
+
+def test_an_evaluation_has_the_masks_of_a_tracker_and_their_scores(prepared, tmp_path, monkeypatch):
+  run, context, shards, _ = prepared
+  nano.use_devices(monkeypatch, 1)
+  first, second = examples.ExampleSource(shards, "test")  # the two objects of a video
+  store = frame_store.FrameStore(shards / "frames")
+  # Both queries get the replies that are right for the first.
+  answers = context.environment.reference_replies(first, store.timestamps(first.video))
+  say(monkeypatch, lambda: answers[0], lambda: answers[1])
+  segmenter, found = write_sam2(tmp_path / "sam2"), {}
+  for tracker in ("exact", str(tmp_path / "sam2")):
+    changed = run.copy_and_resolve_references()
+    changed.sft.steps, changed.eval.tracker = 0, tracker
+    main.run(changed, tmp_path / "run", "eval")
+    written = tmp_path / "run" / "eval" / "before_rl.json"
+    replies = written.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    found[tracker] = json.loads(written.read_bytes()), [*map(json.loads, replies)]
+  true_masks = [
+    mask_store.MaskStore(shards / "masks").read(
+      first.video, each.object_track.instances, range(0, 32, 4)
+    )
+    for each in (first, second)
+  ]
+  key = found["exact"][1][0]["grounding"]
+  prompt = sam2.BoxPrompt(object=0, frame=key["frame"], box=(*key["box"],))
+  videos = [store.read(first.video, range(8))] * 4  # as many as are compiled for
+  by_sam2 = sam2.track_videos(segmenter, videos, [[prompt]] * 4)[0].masks[0]
+  assert by_sam2.any()
+  for (evaluation, replies), expected in zip(found.values(), (true_masks[0], by_sam2), strict=True):
+    scores = [segmentation.j_and_f(expected, each) for each in true_masks]
+    for reply, score in zip(replies, scores, strict=True):
+      masks = reply["grounding"]["masks"].values()
+      np.testing.assert_array_equal([run_length.decode(x, 64, 64) for x in masks], expected)
+      assert reply["metrics"]["j_and_f"] == pytest.approx(score.j_and_f)
+    for field, name in (("j", "region_similarity"), ("f", "boundary_f"), ("j_and_f", "j_and_f")):
+      mean = np.mean([getattr(each, field) for each in scores])
+      assert evaluation["metrics"][name] == pytest.approx(mean)
+      assert name in evaluation["shown_as"]
+  assert found["exact"][1][0]["metrics"]["j_and_f"] == 1
 
 
 def test_too_small_buckets_and_stored_frames_are_named(tmp_path):
