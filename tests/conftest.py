@@ -53,10 +53,12 @@ LONGEST = (
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far longer than they compute: programs are built without the compiler's slow passes,
-# and not split for threads that would wait for the other worker's core.
+# and not split for threads that would wait for the other worker's core. On a busy machine a device
+# may come late to a collective, for which XLA would end the process after 40 s.
 os.environ["XLA_FLAGS"] = (
   "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-  "--xla_cpu_parallel_codegen_split_count=1 --xla_force_host_platform_device_count=8"
+  "--xla_cpu_parallel_codegen_split_count=1 --xla_force_host_platform_device_count=8 "
+  "--xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
