@@ -329,7 +329,7 @@ def test_features_behind_the_first_layers_are_recomputed_with_them(family, polic
   )
 
 
-@pytest.mark.parametrize("family", ["tinyllava"], indirect=True)
+@pytest.mark.parametrize("family", ["qwen3_vl", "tinyllava"], indirect=True)
 def test_a_mesh_gives_the_gradients_of_one_device(family):
   """All families, but with the other resampler, do whole steps in tests/parallel/test_mesh.py."""
   config, (_, tokens, valid) = network(family).config, inputs(family)

@@ -19,7 +19,6 @@ Decoding has two of its own:
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-from types import ModuleType
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -47,12 +46,6 @@ PLATFORMS = {
   "splash_fused": ("tpu", "cpu"),
   "cudnn": ("gpu",),
   "xla": ("cpu", "gpu", "tpu"),
-}
-_MODULES: dict[str, ModuleType] = {
-  "splash": attention_splash,
-  "splash_fused": attention_splash,
-  "cudnn": attention_cudnn,
-  "xla": attention_xla,
 }
 
 
@@ -203,7 +196,8 @@ class Attention:
 
     leading = ("prompts", "frames", *[None] * (segment.ndim - 2))
     axes = (*leading, "vision_heads", None)
-    segments = ((x, leading) for x in (segment, segment if key_segment is None else key_segment))
+    of_keys = segment if key_segment is None else key_segment
+    segments = ((x, leading) for x in (segment, of_keys))
     return self.layout.per_shard(local, ((query, axes), (key, axes), (value, axes), *segments))
 
   def replies(
@@ -426,7 +420,8 @@ class Attention:
 
   def in_splash_kernel(self, keys: int) -> bool:
     """Whether `frames` with so many keys runs in the splash kernel, which writes no logits."""
-    return _MODULES[self.backend] is attention_splash and keys >= attention_splash.BLOCKS[-1]
+    is_splash = self.backend in ("splash", "splash_fused")
+    return is_splash and keys >= attention_splash.BLOCKS[-1]
 
   @property
   def _logits(self) -> int:
@@ -435,14 +430,14 @@ class Attention:
 
   def _function(self, name: str, *, keys: int = 2**30) -> Callable[..., Array]:
     """The backend's function of this name; plain products for fewer `keys` than a splash block."""
-    is_splash, on_cpu = _MODULES[self.backend] is attention_splash, self.layout.platform == "cpu"
-    backend = "xla" if is_splash and not self.in_splash_kernel(keys) else self.backend
-    function = getattr(_MODULES[backend], name)
-    if backend != "xla" and is_splash:
-      return functools.partial(function, fused=backend == "splash_fused", interpret=on_cpu)
-    if backend == "xla" and on_cpu:
-      return functools.partial(function, logits=attention_xla.CACHED_LOGITS)
-    return function
+    on_cpu = self.layout.platform == "cpu"
+    if self.in_splash_kernel(keys):
+      function = getattr(attention_splash, name)
+      return functools.partial(function, fused=self.backend == "splash_fused", interpret=on_cpu)
+    if self.backend == "cudnn":
+      return getattr(attention_cudnn, name)
+    function = getattr(attention_xla, name)
+    return functools.partial(function, logits=attention_xla.CACHED_LOGITS) if on_cpu else function
 
   def _time_axes(self, query: Float[Array, "prompts group time heads head_dim"]) -> layout_lib.Axes:
     """Axes of the index in a reply: sharded only if the queries are sharded along time."""
