@@ -82,18 +82,11 @@ def programs_of_step(
   return [_encoder(run), *sampling, *learning]
 
 
-def resident_bytes(
-  config: ml_collections.ConfigDict,
-  model: interface.ModelConfig,
-  mesh: jax.sharding.Mesh,
-  shapes: step_shapes.StepShapes,
-) -> int:
+def resident_bytes(run: abstract_state.AbstractTrainState) -> int:
   """Bytes a device that stay in memory for a whole run.
 
   These are parameters, optimizer state, reference and critic.
-  Raises InputError as `programs_of_step` does.
   """
-  run = abstract_state.make_abstract_state(config, model, mesh, shapes)
   return bytes_per_device((run.state, run.reference_params, run.critic))
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import ml_collections
 
-from launch import analysis, chips, programs, report, topology
+from launch import abstract_state, analysis, chips, programs, report, topology
 from vr_jax import errors, optional_sections
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import model_setup, step_shapes
+from vr_jax.train import estimates, model_setup, step_shapes
 
 MESHES = 4  # compiled before the search stops; more while none fits
 PREFIX_STEP = 512  # a sweep pads prompts to a multiple of it
@@ -160,37 +160,35 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
   """
   model = model_setup.model_of(config)
   shapes = step_shapes.make_step_shapes(config, model)
-  least: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {}
+  least: dict[tuple[int, ...], tuple[int, tuple[int, ...], model_setup.ModelSetup]] = {}
   own = []
   for shape in _shapes(len(where.devices)):
     mesh = mesh_lib.make_mesh(shape, where.devices)
     try:
-      resident = programs.resident_bytes(config, model, mesh, shapes)
+      run = abstract_state.make_abstract_state(config, model, mesh, shapes)
     except errors.InputError:
       continue
     if all(size in (-1, wanted) for size, wanted in zip(config.mesh, shape, strict=True)):
       own.append(shape)
+    resident = programs.resident_bytes(run)
     if resident < where.chip.memory and shape[0] % where.count == 0:
-      best = resident, shape
-      least[shape[2:]] = min(best, least.get(shape[2:], best))
-  ranked = sorted(least.values(), key=lambda pair: estimate(model, shapes, pair[1], where.chip))
-  return list(dict.fromkeys([*own, *(shape for _, shape in ranked)]))
+      found = resident, shape, run.net
+      least[shape[2:]] = min(found, least.get(shape[2:], found), key=lambda found: found[:2])
+  ranked = sorted(least.values(), key=lambda found: estimate(found[-1], shapes, where.chip))
+  return list(dict.fromkeys([*own, *(shape for _, shape, _ in ranked)]))
 
 
 def estimate(
-  model: interface.ModelConfig,
-  shapes: step_shapes.StepShapes,
-  shape: Sequence[int],
-  chip: chips.Chip,
+  net: model_setup.ModelSetup, shapes: step_shapes.StepShapes, chip: chips.Chip
 ) -> float:
   """Roughly, the seconds of a step that depend on the mesh.
 
-  These are the reads of the weights for each token, and the traffic between chips in training.
+  These are what each token reads of the weights, in the layout of decoding, and receives of them,
+  and the traffic between chips in training.
   """
-  text = model.text_sizes
-  weights = text.layers * text.layer_weights + model.hidden_size * model.vocab_size
-  read = shapes.time * 2 * weights / shape[3]
-  return read / chip.bandwidth + moved(model, shapes, shape) / (chip.dimensions * chip.link)
+  read, received = (shapes.time * one for one in estimates.decode_bytes(net))
+  sent = received + moved(net.model, shapes, net.mesh.devices.shape)
+  return read / chip.bandwidth + sent / (chip.dimensions * chip.link)
 
 
 def moved(

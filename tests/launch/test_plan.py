@@ -4,13 +4,14 @@ import dataclasses
 import importlib.util
 import json
 
+import jax.numpy as jnp
 import pytest
 
 from launch import analysis, costs, expected_time, hlo, plan, report, sweep, topology
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import model_setup, step_shapes
+from vr_jax.train import estimates, model_setup, step_shapes
 
 CONFIG = f"--config={nano.ROOT / nano.RECIPE}"
 
@@ -291,19 +292,63 @@ def test_a_large_model_is_tried_with_its_heads_split():
   assert (1, 16, 1, 8) in found[1 : sweep.MESHES]
 
 
-def test_an_estimate_of_a_mesh_counts_what_is_read_and_what_is_sent():
+def network(mesh: tuple[int, ...], **changes):
+  """The network of 7b on a mesh of eight chips; `changes` of its section rl."""
   config = nano.recipe("7b")
+  config.rl.update(changes)
   model = model_setup.model_of(config)
-  shapes = step_shapes.make_step_shapes(config, model)
+  return model_setup.ModelSetup(
+    config=config,
+    mesh=mesh_lib.make_mesh(mesh, topology.find("v5p:2x2x2").devices),
+    model=model,
+    allowed_tokens=jnp.ones(model.vocab_size, bool),
+    stop_tokens=(0,),
+  )
+
+
+@pytest.mark.parametrize(
+  ("mesh", "kind", "heads", "mlp", "received"),
+  [
+    ((1, 8, 1, 1), "tensor", 4, 8, 0),  # four heads of keys, four devices of a process
+    ((1, 2, 2, 2), "tensor", 2, 8, 0),  # fsdp's two belong to two processes
+    ((2, 2, 2, 1), "tensor", 2, 4, 0),
+    ((1, 8, 1, 1), "replicated", 1, 1, 0),
+    ((1, 2, 1, 4), "replicated", 4, 4, 0),
+    ((2, 2, 1, 2), "training", 2, 2, 1 / 2),  # fsdp and sequence have a part each
+    ((1, 4, 2, 1), "training", 1, 1, 7 / 8),
+  ],
+)
+def test_a_token_reads_what_a_device_has_of_the_weights_in_the_layout_of_decoding(
+  mesh, kind, heads, mlp, received
+):
+  net = network(mesh, decode_layout=kind)
+  attention, wide = 28 * 3584 * (2 * 28 + 2 * 4) * 128, 28 * 3 * 3584 * 18944
+  weights = attention / heads + (wide + 3584 * 152064) / mlp
+  read, gathered = estimates.decode_bytes(net)
+  assert read == pytest.approx(2 * weights, rel=1e-3)
+  assert gathered == pytest.approx(received * read)
+
+
+def test_an_estimate_of_a_mesh_counts_what_is_read_and_what_is_sent():
+  net = network((1, 8, 1, 1))
+  model = net.model
+  shapes = step_shapes.make_step_shapes(net.config, model)
   chip = topology.find("v5p:2x2x2").chip
-  layers, weights = 6_525_288_448, 6_525_288_448 + 3584 * 152064
-  read = shapes.time * 2 * weights / chip.bandwidth
+  layers = 6_525_288_448
   assert sweep.moved(model, shapes, (1, 1, 1, 1)) == 0
-  assert sweep.estimate(model, shapes, (1, 1, 1, 1), chip) == pytest.approx(read, rel=1e-3)
   sent = 3 * shapes.microbatches * 2 * layers
   assert sweep.moved(model, shapes, (1, 8, 1, 1)) == pytest.approx(sent, rel=1e-3)
+  read = shapes.time * estimates.decode_bytes(net)[0] / chip.bandwidth
   both = read + sent / (3 * chip.link)
-  assert sweep.estimate(model, shapes, (1, 8, 1, 1), chip) == pytest.approx(both, rel=1e-3)
+  assert sweep.estimate(net, shapes, chip) == pytest.approx(both, rel=1e-3)
+  training = network((1, 8, 1, 1), decode_layout="training")
+  more = sum(
+    shapes.time * bytes_ / speed
+    for bytes_, speed in zip(
+      estimates.decode_bytes(training), (chip.bandwidth, 3 * chip.link), strict=True
+    )
+  )
+  assert sweep.estimate(training, shapes, chip) - both == pytest.approx(more - read, rel=1e-3)
   assert sweep.moved(model, shapes, (1, 4, 2, 1)) > sent  # and keys and values
   tokens = shapes.prompts * (shapes.prefix + shapes.group * shapes.time)
   reduced = 28 * 3 * 4 * 2 * tokens * 3584

@@ -6,7 +6,7 @@ import math
 import jax
 import pytest
 
-from launch import analysis, programs, topology
+from launch import abstract_state, analysis, programs, topology
 from tests.train import nano
 from vr_jax import errors, records
 from vr_jax.models import registry
@@ -26,6 +26,12 @@ def built(config, shape=(1, 2, 1, 1)):
     model,
     mesh,
   )
+
+
+def resident(config, model, mesh):
+  """Bytes a device that stay for a whole run."""
+  shapes = step_shapes.make_step_shapes(config, model)
+  return programs.resident_bytes(abstract_state.make_abstract_state(config, model, mesh, shapes))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +99,7 @@ def test_what_runs_no_tower_is_given_features_and_not_patches(frozen):
 def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
   config = nano.config(rl__kl_weight=0.04)
   found, model, mesh = built(config)
-  shapes = step_shapes.make_step_shapes(config, model)
-  everything = programs.resident_bytes(config, model, mesh, shapes)
+  everything = resident(config, model, mesh)
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert everything == pytest.approx(4 * params, rel=0.01)  # two moments, and the reference
   encoder, rollout, reference, step = found
@@ -127,9 +132,7 @@ def test_the_next_batch_lies_beside_an_update_unless_a_cache_may_have_its_featur
 def test_adapters_share_the_base_with_the_reference():
   config = nano.config(rl__kl_weight=0.04, model__lora__rank=2)
   found, model, mesh = built(config)
-  everything = programs.resident_bytes(
-    config, model, mesh, step_shapes.make_step_shapes(config, model)
-  )
+  everything = resident(config, model, mesh)
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert params < everything < 1.5 * params
   *held, _ = found[-1].resident_arrays  # the next batch
@@ -232,9 +235,7 @@ def test_episodes_are_played_by_programs_of_their_own_and_a_critic_has_two():
 def test_a_critic_lies_beside_its_policy():
   found, model, mesh = of_turns((2, 1, 1, 1))
   config = nano.config("configs/video_mtr.py", **TURNS)
-  everything = programs.resident_bytes(
-    config, model, mesh, step_shapes.make_step_shapes(config, model)
-  )
+  everything = resident(config, model, mesh)
   by_name = {program.name: program for program in found}
   params = programs.bytes_per_device(by_name["train step"].arguments[0].params)
   # Policy and critic with two moments each, and the reference.

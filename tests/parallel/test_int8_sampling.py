@@ -110,7 +110,7 @@ def test_estimates_count_integers_for_sampling_and_floats_for_evaluations(data):
     net = nano.build(data, model__dtype="bfloat16", rl__sampler_weights=weights)
     shapes = step_shapes.make_step_shapes(net.config, net.model)
     memories = estimates._stage_memories(net, shapes, estimates._learner_states(net))
-    read[weights] = estimates._device_bytes(estimates._read_params(net))
+    read[weights] = estimates.decode_bytes(net)[0]
     found[weights] = {one.stage: one.sampling for one in memories}
   assert found["int8"]["eval"] == found["as_trained"]["eval"]
   text = weight_mapping.flat(net.abstract_params)

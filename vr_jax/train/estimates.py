@@ -217,12 +217,18 @@ def _rl_seconds(
   scorers = bool(rl.kl_weight) + (rl.num_iterations > 1)
   work = forward.total + scorers * forward.text
   work += rl.num_iterations * _training_flops(net, forward)
-  # In the layout of training a device has less, but receives the rest for each token.
-  layout = net.layout.decoding
-  times = math.prod(layout.mesh.shape[axis] for axis in layout.rules["embed"])
-  read = times * _device_bytes(_read_params(net))
-  decoding = shapes.time * read / speed.bandwidth
+  decoding = shapes.time * decode_bytes(net)[0] / speed.bandwidth
   return shapes.prompts * work / (net.mesh.size * speed.flops) + decoding
+
+
+def decode_bytes(net: model_setup.ModelSetup) -> tuple[int, int]:
+  """Bytes of weights that a device reads for each token, and how many of them it has to receive.
+
+  It receives some in the layout of training alone, where it has a part of what it reads.
+  """
+  layout, own = net.layout.decoding, _device_bytes(_read_params(net))
+  read = own * math.prod(layout.mesh.shape[axis] for axis in layout.rules["embed"])
+  return read, read - own
 
 
 def _read_params(net: model_setup.ModelSetup) -> PyTree:
