@@ -106,6 +106,9 @@ def test_a_caption_is_named_by_label_letter_or_text(reply, letter):
     ("3 to 4", None),
     ("3-4 meters", None),
     ("many", None),
+    ("not 4", None),
+    ("3 to five", None),
+    ("more than 4", None),
   ],
 )
 def test_a_number_is_read_where_there_is_one(reply, number):
@@ -114,6 +117,42 @@ def test_a_number_is_read_where_there_is_one(reply, number):
 
 def test_our_rule_for_numbers_scores_mean_relative_accuracy():
   assert answer_rules.score("strict", "3 meters", question("4", "mra")).score == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+  ("reply", "right", "parsed", "score"),
+  [
+    ("5", "5", "5", 1),
+    ("5.0", "5", "5", 1),
+    ("five", "5", "5", 1),
+    ("There are 5 chairs.", "5", "5 chairs", 1),
+    ("I see 3 and then 4. The answer is 5", "5", "5", 1),
+    ("3.499", "3.5", "3.499", 1),
+    ("3.49", "3.5", "3.49", 0),
+    ("50%", "0.5", "50 %", 1),
+    ("50%", "50", "50 %", 1),
+    ("5 kg", "5 m", "5 kg", 0),
+    ("between 3 and 5", "5", None, 0),
+    ("3 or 4 or 5", "5", None, 0),
+    ("4-5", "5", None, 0),
+    ("not 5", "5", None, 0),
+    ("The answer is not 5.", "5", None, 0),
+    ("at least 5", "5", None, 0),
+    ("exit", "EXIT", "exit", 1),
+    ('The answer is: "EXIT".', "EXIT", "exit", 1),
+    ("It is above the door.\nEXIT", "EXIT", "exit", 1),
+    ("\\boxed{a torus}", "A torus", "a torus", 1),
+    ("no EXIT sign, it says ENTER", "EXIT", "no exit sign, it says enter", 0),
+    ("EXIT or ENTER", "EXIT", "exit or enter", 0),
+    ("The answer is EXIT. The answer is ENTER", "EXIT", "enter", 0),
+    ("It is not a torus", "torus", "it is not a torus", 0),
+    ("...", "EXIT", None, 0),
+    ("<answer>EXIT", "EXIT", None, 0),
+  ],
+)
+def test_an_open_answer_gives_one_value_that_is_the_right_one(reply, right, parsed, score):
+  found = answer_rules.score("strict", reply, question(right, "open_rule"))
+  assert (found.parsed, found.score) == (parsed, score)
 
 
 def test_times_and_boxes_of_reasoning_questions_need_no_judge():
@@ -168,7 +207,7 @@ CASES = [
   *[(rule, "yes_no", "yes") for rule in ("strict", "tempcompass")],
   *[
     ("strict", "caption_match", "A"),
-    ("strict", "open_rule", "4"),
+    *[("strict", "open_rule", answer) for answer in ("4", "x y")],
     ("video_mmmu", "open_rule", "x"),
   ],
 ]

@@ -7,6 +7,9 @@
   stated last ("the answer is B", "Answer: (B)", "I choose B", \\boxed{B}). Else the lines that are
   an option's letter or text decide, if all name the same one.
 - A letter in prose is no answer: "A man throws a ball" has none. "B or C" has none.
+- A number is the only one in its text, and not denied or bounded: "3 or 5", "not 5" and "more than
+  5" are none. As an open answer it has to be right at two decimals, and another text to be the
+  right one but for case, spaces and the marks around it: "no EXIT sign" is wrong for "EXIT".
 - What can't be read is wrong. Nothing is guessed.
 """
 
@@ -15,13 +18,8 @@ import re
 
 from vr_jax.data import benchmark_item
 from vr_jax.errors import InputError
-from vr_jax.eval.benchmarks import (
-  open_answers,
-  reasoning_steps,
-  relative_accuracy,
-  scored_answer,
-)
-from vr_jax.rewards import accuracy, numbers
+from vr_jax.eval.benchmarks import reasoning_steps, relative_accuracy, scored_answer
+from vr_jax.rewards import accuracy, numbers, words
 
 _LETTER_STATED = re.compile(
   r"(?:"
@@ -46,9 +44,19 @@ _YES_NO_STATED = re.compile(
 _FIRST_WORD = re.compile(r"\W*(yes|no)\b", re.I)
 _NUMBER_STATED = re.compile(
   r"\b(?:answer|value|result|estimate)(?:\s+is\b|\W{0,3}[:：=])\s*"
-  r"(?P<number>[^\n]*)",
+  r"(?=(?P<number>[^\n]*))",
   re.I,
 )
+_TEXT_STATED = re.compile(r"\banswer(?:\s+is\b|\W{0,3}[:：=])\s*(?=(?P<text>[^\n]*))", re.I)
+# With these words, a number in a text is not the value that the text gives.
+_NO_VALUE = re.compile(
+  r"\b(?:no|not|cannot|never|neither|nor|without|except|between|or)\b|n['’]t\b"
+  r"|\b(?:more|less|fewer|greater|other|rather)\s+than\b|\bat\s+(?:least|most)\b"
+  r"|\b(?:over|above|under|below|up\s+to)\b|[<>≤≥≠±]"
+  r"|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred)\b",
+  re.I,
+)
+_AROUND = " \t*_`$\"'“”‘’.,:;!?()[]{}"
 _NUMERAL = re.compile(r"(?<![\w^.,])[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?!\d)")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _REGION = re.compile(r"\[[\s\d.,+-]*\]")
@@ -142,20 +150,30 @@ def _score_caption(text: str, item: benchmark_item.Item) -> scored_answer.Scored
 
 
 def _score_number(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
-  """The number that is the text, is stated, or is the only one in the text. Units are ignored."""
+  """The number that the text gives. Units are ignored."""
+  if (number := _given_number(text)) is None:
+    return scored_answer.UNPARSED
+  value = float(number.value)
+  score = relative_accuracy.mean_relative_accuracy(value, right_number(item))
+  return scored_answer.ScoredAnswer(parsed=f"{value:g}", score=score)
+
+
+def _given_number(text: str) -> numbers.Number | None:
+  """The number that the text is, is stated, or is the only one in the text."""
   boxed, stated = _BOXED.findall(text), _NUMBER_STATED.findall(text)
-  for candidate in (text, *boxed[-1:], *stated[-1:], *text.splitlines()[-1:]):
-    if (number := _only_number(candidate.strip(" \t*_`$."))) is not None:
-      score = relative_accuracy.mean_relative_accuracy(number, right_number(item))
-      return scored_answer.ScoredAnswer(parsed=f"{number:g}", score=score)
-  return scored_answer.UNPARSED
+  candidates = (text, *boxed[-1:], *stated[-1:], *text.splitlines()[-1:])
+  found = (_only_number(each.strip(" \t*_`$.")) for each in candidates)
+  return next((number for number in found if number is not None), None)
 
 
-def _only_number(text: str) -> float | None:
-  """The number that a text is, or the only one that it has; None if there are several."""
-  found = _NUMERAL.findall(text)
-  number = numbers.read_number(text) or (numbers.read_number(found[0]) if len(found) == 1 else None)
-  return None if number is None else float(number.value)
+def _only_number(text: str) -> numbers.Number | None:
+  """The number that a text is, or the only one that it has and gives as a value."""
+  if (number := numbers.read_number(text)) is not None:
+    return number
+  found = list(_NUMERAL.finditer(text))
+  if len(found) != 1 or _NO_VALUE.search(text):
+    return None
+  return numbers.read_number(text[found[0].start() :]) or numbers.read_number(found[0][0])
 
 
 def _score_region(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
@@ -176,5 +194,29 @@ def right_number(item: benchmark_item.Item) -> float:
 
 
 def _score_open(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
-  """Numbers are equal at two decimals, or the right answer occurs in the text."""
-  return open_answers.video_mmmu_open(text, item)
+  """A number where the right answer is one, else the text that is stated, or its last line."""
+  if (right := numbers.read_number(item.answer)) is not None:
+    number = _given_number(text)
+    if number is None:
+      return scored_answer.UNPARSED
+    score = float(_is_same_number(number, right))
+    return scored_answer.ScoredAnswer(
+      parsed=f"{float(number.value):g} {number.unit}".strip(), score=score
+    )
+  stated = [*_BOXED.findall(text)[-1:], *_TEXT_STATED.findall(text)[-1:], text.splitlines()[-1]]
+  wanted = _bare(item.answer)
+  given = wanted if _bare(text) == wanted else _bare(stated[0])
+  return scored_answer.match(given or None, wanted)
+
+
+def _is_same_number(given: numbers.Number, right: numbers.Number) -> bool:
+  """Whether numbers are equal at two decimals. A unit that only one of them has is ignored."""
+  pairs = [numbers.as_comparable(given, right)]
+  if not (given.unit and right.unit):
+    pairs.append((given, right))
+  return any(round(float(a.value), 2) == round(float(b.value), 2) for a, b in filter(None, pairs))
+
+
+def _bare(text: str) -> str:
+  """A text without case, marks around it, and more than one space in a row."""
+  return " ".join(words.normalize_encoding(text).split()).strip(_AROUND).casefold()
