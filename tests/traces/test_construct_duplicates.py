@@ -3,13 +3,20 @@
 import dataclasses
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from tests.data import ffmpeg
 from tests.traces import construct_runs as runs
 from vr_jax import errors
 from vr_jax.data import guarded_reader, ingest, video_file
-from vr_jax.traces.construct import duplicates, frame_hashes, read_frames, video_files
+from vr_jax.traces.construct import (
+  benchmark_files,
+  duplicates,
+  frame_hashes,
+  read_frames,
+  video_files,
+)
 from vr_jax.worlds import render
 from vr_jax.worlds import write as worlds_write
 
@@ -176,7 +183,7 @@ def test_files_of_videos_are_found_where_archives_put_them_and_missing_ones_name
   videos = [captioned("pexels/one.mp4"), captioned("pexels/none.mp4")]
   kept, known = video_files.look(videos, made, tmp_path / "c", bad)
   assert [video.video for video in kept] == ["pexels_videos_1/one.mp4"]
-  assert known.compared and not known.decontaminated
+  assert known.compared and known.comparison is None
   assert "there is no file 'pexels/none.mp4'" in bad.entries[0]["problem"]
   late = runs.parsed(runs.man(video_path="one.mp4", timestamp=[0, 60], keyframe=[0, 2, 4, 40]))
   with pytest.raises(
@@ -271,6 +278,33 @@ def test_only_frames_of_the_captioned_span_are_compared(films, tmp_path):
 
   assert "look like those of x.mp4" in found(0)["1.mp4"]
   assert found(13) == {} and set(found(13, 0)) == {"1.mp4"}
+
+
+def test_frames_of_a_benchmarks_folders_are_compared_and_what_is_not_is_named(films, tmp_path):
+  benchmark = tmp_path / "benchmark"
+  (benchmark / "tvqa" / "x").mkdir(parents=True)
+  (benchmark / "images").mkdir()
+  ffmpeg.run("-i", films / "1.mp4", "-vf", "fps=3", "-q:v", "4", benchmark / "tvqa/x/%05d.jpg")
+  for number, side in enumerate((40, 60)):
+    Image.new("RGB", (side, side)).save(benchmark / "images" / f"{number}.png")
+  for name in ("videos.zip", "questions.json", "README"):
+    (benchmark / name).write_bytes(b"[]")
+  made = runs.config(1)
+  made.construct.update(videos=str(films), benchmarks=str(benchmark), captions="c.jsonl")
+  videos = [captioned(f"{number}.mp4") for number in range(3)]
+  _, known = video_files.look(videos, made, tmp_path / "c", ingest.BadInputs("stop"))
+  assert [*known.in_benchmark] == ["1.mp4"]
+  assert "look like those of tvqa/x" in known.in_benchmark["1.mp4"]
+  found = known.comparison
+  assert found is not None and (found.videos, found.folders) == (0, 1)
+  assert [*found.not_compared] == ["images", "videos.zip"]
+  assert "pixels" in found.not_compared["images"]
+  # Another picture is another benchmark, and what was kept of its frames is read anew.
+  about = benchmark_files.describe(benchmark)
+  ffmpeg.run("-i", films / "0.mp4", "-vf", "fps=3", benchmark / "tvqa/x/%05d.jpg")
+  assert benchmark_files.describe(benchmark) != about
+  _, known = video_files.look(videos, made, tmp_path / "c", ingest.BadInputs("stop"))
+  assert [*known.in_benchmark] == ["0.mp4"]
 
 
 def test_a_benchmark_without_videos_or_with_a_bad_one_stops_the_run(films, tmp_path):

@@ -123,9 +123,7 @@ def test_a_copy_without_questions_does_not_move_the_videos_of_a_split(whole, tmp
   worker.work(chunks[0])
   # Of each video there is a copy before it by name that no caption is about.
   copies = {video.video: f"{-number}" for number, video in enumerate(videos)}
-  known = video_files.VideoKnowledge(
-    copies=copies, in_benchmark={}, compared=True, decontaminated=False
-  )
+  known = video_files.VideoKnowledge(copies=copies, in_benchmark={}, compared=True, comparison=None)
   assembly.assemble(tmp_path, chunks, made, known, [])
   for name in examples.SPLITS:
     assert (tmp_path / f"{name}.jsonl").read_text() == (
@@ -156,6 +154,14 @@ def test_benchmarks_that_come_later_are_not_passed_over(tmp_path):
   stage.write(made, tmp_path / "other")
   rejected = runs.lines(tmp_path / "other" / "construct" / "rejected.jsonl")
   assert {r["record"]["video"] for r in rejected if r["reason"] == "in a benchmark"} == {"0.mp4"}
+  page = (tmp_path / "other" / "construct" / "statistics.md").read_text()
+  assert "| frames of benchmarks | of 2 videos and 0 folders of pictures compared |" in page
+  assert "not compared" not in page
+  (benchmarks / "more.tar").write_bytes(b"")
+  stage.write(made, tmp_path / "third")
+  page = (tmp_path / "third" / "construct" / "statistics.md").read_text()
+  row = "1: more.tar (neither a video nor a picture)"
+  assert f"| files of benchmarks not compared | {row} |" in page
 
 
 def test_a_pipeline_of_beam_writes_the_same(whole, tmp_path):

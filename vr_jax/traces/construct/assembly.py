@@ -58,8 +58,10 @@ def assemble(
   atomic.write_json_lines(output / "annotations.jsonl", [row["record"] for row in kept])
   for split, part in splits.items():
     atomic.write_json_lines(output / f"{split}.jsonl", [row["record"] for row in part])
-  summary = statistics_page.summarize(videos, rows, splits, bad=len(bad), copies=len(known.copies))
-  page = statistics_page.page(summary, compared=known.compared, decontaminated=known.decontaminated)
+  summary = statistics_page.summarize(
+    videos, rows, splits, bad=len(bad), copies=len(known.copies), comparison=known.comparison
+  )
+  page = statistics_page.page(summary, compared=known.compared)
   atomic.write_bytes(output / "statistics.md", [page.encode()])
   atomic.write_bytes(output / SUMMARY, [json.dumps(summary, indent=2).encode() + b"\n"])
   return summary

@@ -5,13 +5,14 @@ batch that was in progress. A bad video is not kept: it is tried again at each s
 or memory may be what it needs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import json
 from pathlib import Path
+import types
 
 from vr_jax import atomic, plain_json
-from vr_jax.data import guarded_reader
+from vr_jax.data import guarded_reader, image_folder
 from vr_jax.errors import InputError
 from vr_jax.traces.construct import frame_hashes
 from vr_jax.train import console
@@ -28,12 +29,14 @@ def read(
   fps: float,
   limits: guarded_reader.DecodeLimits,
   on_bad: Callable[[str, InputError], None],
+  pictures: Mapping[str, image_folder.FolderFrames] = types.MappingProxyType({}),
 ) -> list[frame_hashes.FrameHashes]:
   """Reads `fps` frames a second of each video, in the order of `names`; bad videos are left out.
 
   videos: directory that the names are relative to.
   cache: directory of the results.
   on_bad: called with the path and the error of each bad video; may raise the error.
+  pictures: the frames of names that are folders of pictures.
 
   Raises:
     InputError: what `on_bad` raises, or the cache can't be written or is damaged.
@@ -42,10 +45,10 @@ def read(
   with console.progress("frames", len(names)) as tick:
     for start in range(0, len(names), _BATCH):
       batch = names[start : start + _BATCH]
-      path = cache / f"{_batch_key(videos, batch, fps)}.jsonl"
+      path = cache / f"{_batch_key(videos, batch, fps, pictures)}.jsonl"
       known = _load(path, batch) if path.is_file() else {}
       new, problems = _read_batch(
-        videos, [each for each in batch if each not in known], fps, limits
+        videos, [each for each in batch if each not in known], fps, limits, pictures
       )
       if new:
         known |= new
@@ -61,7 +64,11 @@ def read(
 
 
 def _read_batch(
-  videos: Path, names: Sequence[str], fps: float, limits: guarded_reader.DecodeLimits
+  videos: Path,
+  names: Sequence[str],
+  fps: float,
+  limits: guarded_reader.DecodeLimits,
+  pictures: Mapping[str, image_folder.FolderFrames],
 ) -> tuple[dict[str, frame_hashes.FrameHashes], dict[str, InputError]]:
   """The frames of each good video, and the error of each bad one, by name."""
   good, problems = {}, {}
@@ -69,7 +76,12 @@ def _read_batch(
     return good, problems
   paths = [videos / name for name in names]
   results = guarded_reader.extract_all(
-    paths, fps=fps, quality=_QUALITY, max_side=_MAX_SIDE, limits=limits
+    paths,
+    fps=fps,
+    quality=_QUALITY,
+    max_side=_MAX_SIDE,
+    limits=limits,
+    folders={videos / name: pictures[name] for name in names if name in pictures},
   )
   for name, result in zip(names, results, strict=True):
     if isinstance(result, InputError):
@@ -80,10 +92,20 @@ def _read_batch(
   return good, problems
 
 
-def _batch_key(videos: Path, names: Sequence[str], fps: float) -> str:
+def _batch_key(
+  videos: Path,
+  names: Sequence[str],
+  fps: float,
+  pictures: Mapping[str, image_folder.FolderFrames],
+) -> str:
   """Names a batch by its files: their names, sizes and times of change."""
   facts = []
-  for name in names:
+  files = [
+    f"{name}/{each}" if each else name
+    for name in names
+    for each in (pictures[name].names if name in pictures else ("",))
+  ]
+  for name in files:
     try:
       status = (videos / name).stat()
     except OSError as error:

@@ -19,7 +19,14 @@ import numpy as np
 from vr_jax import atomic, errors, plain_json, schema
 from vr_jax.data import annotations, ingest, trace_store
 from vr_jax.traces import pipeline
-from vr_jax.traces.construct import asker, assembly, beam, chunk_work, video_files
+from vr_jax.traces.construct import (
+  asker,
+  assembly,
+  beam,
+  benchmark_files,
+  chunk_work,
+  video_files,
+)
 from vr_jax.traces.construct import captions as captions_lib
 from vr_jax.train import console
 from vr_jax.worlds import captions as world_captions
@@ -185,7 +192,7 @@ def _about(config: ml_collections.ConfigDict, source: Path) -> dict[str, Any]:
   split = (data.validation_fraction, data.test_fraction, data.split_seed)
   about = {**kept, "captions": hashes, "split": list(split)}
   if section["benchmarks"]:
-    about["files of benchmarks"] = video_files.describe_benchmarks(Path(section["benchmarks"]))
+    about["files of benchmarks"] = benchmark_files.describe(Path(section["benchmarks"]))
   if section["reader"] == "local":
     about["weights"] = asker.identity_of(config.construct)
   return about
@@ -225,6 +232,10 @@ def _print_counts(summary: Mapping[str, Any], output: Path) -> None:
     console.print_line(
       f"construct: {summary['bad_records']} lines and videos could not be used "
       f"({output / 'bad_records.jsonl'})"
+    )
+  if left := (summary["benchmarks"] or {}).get("not_compared"):
+    console.print_line(
+      f"construct: {len(left)} files of benchmarks were not compared, such as {next(iter(left))}"
     )
   console.print_line(
     f"construct: {output / 'statistics.md'}; train on them with "

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import statistics
 from typing import Any
 
-from vr_jax.traces.construct import chunk_work, quality
+from vr_jax.traces.construct import benchmark_files, chunk_work, quality
 
+_NAMED = 10  # files of benchmarks; the summary has all
 Row = Mapping[str, Any]  # {"record", "reason", "detail", "attribute"}
 
 
@@ -17,12 +19,14 @@ def summarize(
   *,
   bad: int,
   copies: int,
+  comparison: benchmark_files.BenchmarkComparison | None,
 ) -> dict[str, Any]:
   """Returns the counts, JSON-able.
 
   rows: all questions that were made; those of `splits` are kept.
   bad: number of lines and videos that could not be used.
   copies: number of videos with the frames of another one.
+  comparison: with benchmarks, if there was one.
   """
   kept = [row for row in rows if not row["reason"]]
   reasons = Counter(row["reason"] for row in rows)
@@ -31,6 +35,7 @@ def summarize(
     "videos": len(videos),
     "bad_records": bad,
     "copies": copies,
+    "benchmarks": None if comparison is None else dataclasses.asdict(comparison),
     "states": sum(video.states for video in videos),
     "dropped_states": sum(video.dropped for video in videos),
     "not_asked": dict(sorted(chunk_work.count_skipped(videos).items())),
@@ -59,21 +64,16 @@ def summarize(
   }
 
 
-def page(summary: Mapping[str, Any], *, compared: bool, decontaminated: bool) -> str:
-  """The page of a summary.
-
-  compared: whether frames of videos were compared with each other; decontaminated: and with
-    those of benchmarks.
-  """
+def page(summary: Mapping[str, Any], *, compared: bool) -> str:
+  """The page of a summary. compared: whether frames of videos were compared with each other."""
   frames = "not compared: construct.videos is empty"
   if compared:
     frames = f"{summary['copies']} videos have the frames of another one"
-  benchmarks = "compared" if decontaminated else "not compared: construct.benchmarks is empty"
   facts = {
     "captioned videos": summary["videos"],
     "lines and videos that could not be used": summary["bad_records"],
     "frames": frames,
-    "frames of benchmarks": benchmarks,
+    **_benchmark_facts(summary["benchmarks"]),
     "states told": summary["states"],
     "states dropped, as their caption doesn't have them": summary["dropped_states"],
     "questions made": summary["questions"],
@@ -117,6 +117,18 @@ def page(summary: Mapping[str, Any], *, compared: bool, decontaminated: bool) ->
     ),
   ]
   return "# Constructed questions\n\n" + "\n".join(tables)
+
+
+def _benchmark_facts(comparison: Mapping[str, Any] | None) -> dict[str, str]:
+  if comparison is None:
+    return {"frames of benchmarks": "not compared: construct.benchmarks is empty"}
+  videos, folders, left = (comparison[name] for name in ("videos", "folders", "not_compared"))
+  facts = {"frames of benchmarks": f"of {videos} videos and {folders} folders of pictures compared"}
+  if left:
+    named = [f"{name} ({why})" for name, why in list(left.items())[:_NAMED]]
+    more = [f"and {len(left) - _NAMED} more"] if len(left) > _NAMED else []
+    facts["files of benchmarks not compared"] = f"{len(left)}: {'; '.join([*named, *more])}"
+  return facts
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -2,22 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
+import types
 
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.data import foreign_records, ingest, video_file
+from vr_jax.data import foreign_records, image_folder, ingest, video_file
+from vr_jax.traces.construct import benchmark_files, frame_hashes, read_frames
 from vr_jax.traces.construct import captions as captions_lib
-from vr_jax.traces.construct import frame_hashes, read_frames
 from vr_jax.train import paths
-
-_SUFFIXES = (
-  *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".wmv"),
-  *(".3gp", ".gif", ".ogv"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,13 +20,14 @@ class VideoKnowledge:
 
   copies: maps a video to the one that it is a copy of.
   in_benchmark: what a video shares with a benchmark, by its name.
-  compared: whether frames were read at all; decontaminated: whether against benchmarks.
+  compared: whether frames were read at all.
+  comparison: with which files of benchmarks; None: with none.
   """
 
   copies: Mapping[str, str]
   in_benchmark: Mapping[str, str]
   compared: bool
-  decontaminated: bool
+  comparison: benchmark_files.BenchmarkComparison | None
 
 
 def look(
@@ -54,16 +49,15 @@ def look(
   """
   section = config.construct
   if not section.videos:
-    nothing = VideoKnowledge(copies={}, in_benchmark={}, compared=False, decontaminated=False)
+    nothing = VideoKnowledge(copies={}, in_benchmark={}, compared=False, comparison=None)
     return list(videos), nothing
   folder = Path(section.videos)
   foreign_records.check_place(folder, "config.construct.videos")
   placed = _place(videos, video_file.find(folder), bad)
   frames = _read(folder, sorted({video.video for video in placed}), config, cache, bad)
-  found, benchmarks = {}, Path(section.benchmarks)
+  found, comparison = {}, None
   if section.benchmarks:
-    names = _find_benchmarks(benchmarks)
-    known = _read(benchmarks, names, config, cache, ingest.BadInputs("stop"))
+    known, comparison = _read_benchmarks(Path(section.benchmarks), config, cache)
     index = frame_hashes.HashedFrames(
       known, similarity=section.frame_similarity, share=section.frame_share
     )
@@ -76,33 +70,27 @@ def look(
     copies=frame_hashes.find_copies(frames),
     in_benchmark={name: detail for name, detail in found.items() if detail},
     compared=True,
-    decontaminated=bool(section.benchmarks),
+    comparison=comparison,
   )
 
 
-def describe_benchmarks(folder: Path) -> str:
-  """A digest of names and sizes of the benchmarks' videos. Raises InputError if there are none."""
-  try:
-    facts = [[name, (folder / name).stat().st_size] for name in _find_benchmarks(folder)]
-  except OSError as error:
-    raise errors.InputError(f"{folder}: cannot be read: {error.strerror}") from error
-  content = json.dumps(facts).encode("utf-8", "surrogatepass")
-  return f"{len(facts)} videos, {hashlib.sha256(content).hexdigest()}"
-
-
-def _find_benchmarks(folder: Path) -> list[str]:
-  foreign_records.check_place(folder, "config.construct.benchmarks")
-  names = [name for name in video_file.find(folder) if _is_video(name)]
-  if not names:
-    raise errors.InputError(
-      f"--config.construct.benchmarks={folder}: holds no videos ({', '.join(_SUFFIXES)})"
-    )
-  return names
-
-
-def _is_video(name: str) -> bool:
-  """Whether a file of a benchmark is a video, by its suffix: annotations lie beside them."""
-  return Path(name).suffix.lower() in _SUFFIXES
+def _read_benchmarks(
+  folder: Path, config: ml_collections.ConfigDict, cache: Path
+) -> tuple[list[frame_hashes.FrameHashes], benchmark_files.BenchmarkComparison]:
+  """The frames of benchmarks' videos, and of folders of pictures. Bad videos stop the run."""
+  files = benchmark_files.find(folder)
+  known = _read(folder, files.videos, config, cache, ingest.BadInputs("stop"))
+  odd = ingest.BadInputs("skip")
+  # Their rate is not known, so each picture is compared.
+  pictures = {
+    name: image_folder.FolderFrames(names=names, frame_rate=config.construct.frame_fps)
+    for name, names in files.folders.items()
+  }
+  known += _read(folder, [*pictures], config, cache, odd, pictures)
+  bad = [
+    each | {"where": Path(each["where"]).relative_to(folder).as_posix()} for each in odd.entries
+  ]
+  return known, benchmark_files.compare(files, bad)
 
 
 def _place(
@@ -151,9 +139,17 @@ def _read(
   config: ml_collections.ConfigDict,
   cache: Path,
   bad: ingest.BadInputs,
+  pictures: Mapping[str, image_folder.FolderFrames] = types.MappingProxyType({}),
 ) -> list[frame_hashes.FrameHashes]:
-  fps, limits = config.construct.frame_fps, paths.decode_limits(config.data)
-  return read_frames.read(folder, names, cache, fps=fps, limits=limits, on_bad=bad)
+  return read_frames.read(
+    folder,
+    names,
+    cache,
+    fps=config.construct.frame_fps,
+    limits=paths.decode_limits(config.data),
+    on_bad=bad,
+    pictures=pictures,
+  )
 
 
 def _fitting(
