@@ -112,7 +112,7 @@ def duration_seconds(text: str) -> int:
 
 
 def _check_mesh(job: job_lib.TrainingJob, slice_: slices.NamedSlice, where: Where) -> None:
-  """The devices of the slice have to be those of config.mesh."""
+  """The devices of the slice have to be those of config.mesh, and data goes over the slices."""
   text = job.overrides.get("mesh")
   try:
     mesh = ast.literal_eval(text) if text else recipe_config.read(job.recipe)[0].mesh
@@ -128,6 +128,13 @@ def _check_mesh(job: job_lib.TrainingJob, slice_: slices.NamedSlice, where: Wher
       f"{where('overrides.mesh' if text else 'slice')}: config.mesh={tuple(sizes)} needs "
       f"{'a multiple of ' if -1 in sizes else ''}{product} devices, {job.slice} has "
       f"{slice_.devices}"
+    )
+  data = sizes[0] if sizes[0] != -1 else slice_.devices // product
+  if data % slice_.count:
+    raise errors.InputError(
+      f"{where('overrides.mesh' if text else 'slice')}: config.mesh={tuple(sizes)}: data={data} "
+      f"can't be split over the {slice_.count} slices of {job.slice}; data has to be a multiple of "
+      f'{slice_.count}, as in --config.mesh="({slice_.count},-1,1,1)"'
     )
 
 

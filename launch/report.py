@@ -191,25 +191,13 @@ def _largest(one: analysis.Analysis) -> str:
 
 
 def _verdict(plan: analysis.SlicePlan) -> list[str]:
-  advice = []
-  if plan.mesh["data"] % plan.slice.count:
-    sizes = ",".join(map(str, (plan.slice.count, -1, *list(plan.mesh.values())[2:])))
-    advice = [
-      f"config.mesh: data={plan.mesh['data']} is no multiple of the {plan.slice.count} slices, so "
-      "weights or activations travel between slices too; gradients alone do with "
-      f'--config.mesh="({sizes})"'
-    ]
   if not plan.fits:
-    return [
-      *(f"does not fit: {explain(plan, one)}" for one in plan.analyses if not one.fits),
-      *advice,
-    ]
+    return [f"does not fit: {explain(plan, one)}" for one in plan.analyses if not one.fits]
   if not plan.is_whole:
     return [
       f"has room: {_part_of_step(plan)}; this is not all of an RL step, so there is no total, and "
       "whether the step fits is not known",
       LEFT_OUT,
-      *advice,
     ]
   lines = [f"fits; {plan.seconds:.2f} s and {plan.chip_hours:.3f} chip-hours an RL step at best"]
   lines.append(
@@ -220,7 +208,7 @@ def _verdict(plan: analysis.SlicePlan) -> list[str]:
   if plan.slice.count > 1:
     shares.append(f"DCN {plan.seconds_of('dcn') / plan.seconds:.0%}")
   lines.append(f"busy with collectives for this share of it: {', '.join(shares)}")
-  return [*lines, LEFT_OUT, *advice]
+  return [*lines, LEFT_OUT]
 
 
 def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:

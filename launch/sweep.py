@@ -155,23 +155,22 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
   """Meshes that divide model and batch and have room for the state that stays in memory.
 
   The config's own comes first, then the others, fastest by `estimate` first. Of meshes that
-  differ in data and fsdp alone, only the one that needs least memory is listed. Only data spans
-  several slices.
+  differ in data and fsdp alone, only the one that needs least memory is listed.
   """
   model = model_setup.model_of(config)
   shapes = step_shapes.make_step_shapes(config, model)
   least: dict[tuple[int, ...], tuple[int, tuple[int, ...], model_setup.ModelSetup]] = {}
   own = []
   for shape in _shapes(len(where.devices)):
-    mesh = mesh_lib.make_mesh(shape, where.devices)
     try:
+      mesh = mesh_lib.make_mesh(shape, where.devices)
       run = abstract_state.make_abstract_state(config, model, mesh, shapes)
     except errors.InputError:
       continue
     if all(size in (-1, wanted) for size, wanted in zip(config.mesh, shape, strict=True)):
       own.append(shape)
     resident = programs.resident_bytes(run)
-    if resident < where.chip.memory and shape[0] % where.count == 0:
+    if resident < where.chip.memory:
       found = resident, shape, run.net
       least[shape[2:]] = min(found, least.get(shape[2:], found), key=lambda found: found[:2])
   ranked = sorted(least.values(), key=lambda found: estimate(found[-1], shapes, where.chip))

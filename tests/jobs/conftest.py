@@ -25,6 +25,7 @@ pretrained = "gs://my-bucket/Qwen2.5-VL-7B-Instruct"
 [overrides]
 rl.steps = 200
 rl.microbatches = 2
+mesh = "(4,-1,1,1)"
 
 [gke]
 cluster = "my-cluster"

@@ -49,6 +49,7 @@ def test_a_file_gives_the_words_that_a_host_runs(job_toml):
     "--config.model.pretrained=gs://my-bucket/Qwen2.5-VL-7B-Instruct",
     "--config.rl.steps=200",
     "--config.rl.microbatches=2",
+    "--config.mesh=(4,-1,1,1)",
     "--workdir=gs://my-bucket/runs/lamps",
     "--mode=rl",
     "--distributed=auto",
@@ -215,7 +216,9 @@ def test_a_mesh_that_is_not_the_slice_is_named_before_it_is_rented(job_toml):
   line = "--config.mesh: config.mesh=(3, -1, 1, 1) needs a multiple of 3 devices, v5p-16 has 8"
   assert problem(job_toml, overrides=["--config.mesh=(3,-1,1,1)"]) == line
   assert read(job_toml, {"slice": "v6e-32"}, ["--config.mesh=(1,16,2,1)"])
-  assert read(job_toml, {"slice": "2xtpu7x-16"}, ["--config.mesh=(1,16,2,1)"])
+  assert read(job_toml, {"slice": "2xtpu7x-16"}, ["--config.mesh=(2,8,2,1)"])
+  line = problem(job_toml, {"slice": "2xtpu7x-16"}, ["--config.mesh=(1,16,2,1)"])
+  assert line.startswith("--config.mesh: config.mesh=(1, 16, 2, 1): data=1 can't be split over the 2")
 
 
 def test_a_value_in_place_of_a_secrets_name_is_refused_and_not_shown(job_toml, tmp_path):

@@ -47,6 +47,7 @@ def test_a_job_runs_in_processes_that_share_its_flags(job_toml, worker, tmp_path
   assert words == [
     *("--config=moss_chatv:7b", "--config.data.videos=v", "--config.data.annotations=a"),
     *("--config.rl.steps=200", "--config.rl.microbatches=2"),
+    "--config.mesh=(4,-1,1,1)",
     *("--workdir=runs/lamps", "--mode=rl"),
   ]
   assert capfd.readouterr().out == "process 0 of 2\n"  # the other one's output is in its log

@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.parallel import absent_tpu, processes
+from vr_jax.parallel import absent_tpu, processes, torus
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -67,11 +67,12 @@ def make_mesh(
   shape: Sequence[int],
   devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] a C++ class
 ) -> Mesh:
-  """Makes a mesh (data, fsdp, sequence, tensor) of all devices.
+  """Makes a mesh (data, fsdp, sequence, tensor) of all devices; see `torus` for their places.
 
   shape: one size may be -1, which stands for all remaining devices.
 
-  Raises InputError if the shape does not use each device exactly once.
+  Raises InputError if the shape does not use each device exactly once, or data can't be split over
+    the slices.
   """
   absent_tpu.leave_out()
   devices = jax.devices() if devices is None else devices
@@ -87,7 +88,7 @@ def make_mesh(
       f"config.mesh={shape}: needs {needed} devices, this run has {len(devices)}"
     )
   sizes = [len(devices) // fixed if size == -1 else size for size in shape]
-  return Mesh(np.asarray(devices).reshape(sizes), AXES)
+  return Mesh(torus.place_devices(sizes, devices), AXES)
 
 
 def spec_of(
