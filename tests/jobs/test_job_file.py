@@ -218,7 +218,7 @@ def test_a_mesh_that_is_not_the_slice_is_named_before_it_is_rented(job_toml):
   assert read(job_toml, {"slice": "v6e-32"}, ["--config.mesh=(1,16,2,1)"])
   assert read(job_toml, {"slice": "2xtpu7x-16"}, ["--config.mesh=(2,8,2,1)"])
   line = problem(job_toml, {"slice": "2xtpu7x-16"}, ["--config.mesh=(1,16,2,1)"])
-  assert line.startswith("--config.mesh: config.mesh=(1, 16, 2, 1): data=1 can't be split over the 2")
+  assert line.startswith("--config.mesh: config.mesh=(1, 16, 2, 1): data=1 can't be split over")
 
 
 def test_a_value_in_place_of_a_secrets_name_is_refused_and_not_shown(job_toml, tmp_path):
