@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import functools
 import itertools
 import math
+from typing import Any
 
-import jax
 import numpy as np
 
 from vr_jax import errors
 
-Device = jax.Device  # pyright: ignore[reportInvalidTypeForm] a C++ class
+Device = Any  # a jax.Device, or what has its attributes
 Vector = tuple[int, ...]  # z, y, x, and the core of a chip
 
 
@@ -56,7 +56,9 @@ def _unsplit(sizes: Sequence[int], devices: int, count: int) -> str:
 
 
 def _on_slice(sizes: Sequence[int], devices: Sequence[Device]) -> np.ndarray:
-  spots = {(*reversed(device.coords), device.core_on_chip): device for device in devices}
+  spots: dict[Vector, Device] = {
+    (*reversed(device.coords), device.core_on_chip): device for device in devices
+  }
   hosts: dict[int, list[Vector]] = {}
   for spot, device in spots.items():
     hosts.setdefault(device.process_index, []).append(spot)
