@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests import fake_gcsfuse
-from tests.train import nano, test_shared_cache
+from tests.train import nano, test_lease, test_shared_cache
 from vr_jax import atomic, errors
 from vr_jax.train import checkpoints, metrics, shared_cache
 
@@ -158,6 +158,12 @@ def test_compiled_programs_are_copied_to_a_bucket_and_back(host, tmp_path):
   (cache / "step-cache").write_bytes(content)
   assert shared_cache.copy_missing(cache, bucket) == shared_cache.copy_missing(bucket, other) == 1
   assert (other / "step-cache").read_bytes() == content
+
+
+def test_of_two_hosts_that_start_at_once_one_has_the_workdir(host, tmp_path):
+  ends = test_lease.race(host(flat=True) / "run", tmp_path / "go", test_lease.OWN_LOCKS)
+  assert sorted((held, code) for held, code, _ in ends) == [(False, 2), (True, 0)], ends
+  assert "another run has begun in it" in next(said for held, _, said in ends if not held)
 
 
 def test_a_run_that_has_all_in_a_flat_bucket_is_killed_and_goes_on(host, tmp_path):

@@ -3,11 +3,8 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
@@ -162,38 +159,6 @@ def test_a_run_leaves_word_of_how_it_ended(tmp_path):
     with pytest.raises(type(error)), health.watched(tmp_path, 0.0):
       raise error
     assert process_state.read_all(tmp_path)[0].state == state
-
-
-def test_a_second_run_in_a_workdir_is_refused_while_the_first_is_alive(tmp_path, monkeypatch):
-  from vr_jax.train import health
-
-  monkeypatch.setattr(health, "PERIOD", 0.2)
-  here = dataclasses.replace(
-    FINE[0],
-    host=socket.gethostname(),
-    namespace=os.readlink("/proc/self/ns/pid"),
-    pid=os.getppid(),
-    time=time.time(),
-  )
-  write(tmp_path, [here])
-  began = time.monotonic()
-  health.check_alone(tmp_path)  # it is not renewed
-  assert 0.4 < time.monotonic() - began < 5
-  # Its clock is right, was set back or forth, or is another host's.
-  for change in ({}, {"time": 1e9}, {"time": 4e9}, {"host": "other", "time": time.time() - 600}):
-    first = dataclasses.replace(here, **change)
-    write(tmp_path, [first])
-    renewed = dataclasses.replace(first, time=time.time() + 1)
-    threading.Timer(0.1, write, (tmp_path, [renewed])).start()
-    with pytest.raises(errors.InputError, match=r"another run works in it \(process 0 on .*rl 12"):
-      health.check_alone(tmp_path)
-  gone = subprocess.Popen([sys.executable, "-c", ""])
-  gone.wait()
-  for change in ({"pid": gone.pid}, {"state": "done"}, {"host": "other", "time": 1e9}):
-    write(tmp_path, [dataclasses.replace(here, **change)])
-    began = time.monotonic()
-    health.check_alone(tmp_path)
-    assert time.monotonic() - began < 0.3
 
 
 def test_a_process_that_gives_no_sign_is_named_once_whatever_the_clocks_say(

@@ -23,59 +23,12 @@ import jax
 
 from vr_jax import atomic, durations, errors, goodput, process_state
 from vr_jax.parallel import processes
-from vr_jax.train import background, console
+from vr_jax.train import background, console, lease
 
-PERIOD = 5.0  # seconds between two files
-LONG_GONE = 3600.0  # seconds without a new file after which a process of another host has ended
+PERIOD = lease.PERIOD  # seconds between two files
 SILENCE_LOOK = 10.0  # seconds between two looks of process 0 for others that are silent
 SILENCE = 30.0  # seconds without a sign after which they are named: JAX ends all after 50 to 100
 LOOK = 60.0  # seconds between two looks at the other processes, before one that hangs is ended
-
-
-def check_alone(workdir: Path) -> None:
-  """Raises InputError if another run works in this workdir: if its files are renewed.
-
-  It waits to see that, unless it knows that the process is gone: two periods after a kill.
-  """
-  seen = {each.process: each for each in process_state.read_all(workdir) if _may_run(each)}
-  end = time.monotonic() + (2 * PERIOD + 1 if seen else 0)
-  while seen and time.monotonic() < end:
-    for each in process_state.read_all(workdir):
-      before = seen.get(each.process)
-      if before and each.state != "running":
-        del seen[each.process]
-      elif before and each.time != before.time:  # a clock may have been set back
-        raise errors.InputError(
-          f"--workdir={workdir}: another run works in it (process {each.process} on {each.host}, "
-          f"pid {each.pid}: {each.place}); end that one, or choose another --workdir"
-        )
-    time.sleep(PERIOD / 10)
-
-
-def _may_run(state: process_state.ProcessState) -> bool:
-  """Whether the process may still be there."""
-  if state.state != "running":
-    return False
-  if (state.host, state.namespace) != (socket.gethostname(), _namespace()):
-    # Its clock, or this one, may have jumped: only what is very old is gone for sure.
-    return time.time() - state.time <= LONG_GONE
-  if state.pid == os.getpid():
-    return False
-  try:
-    os.kill(state.pid, 0)
-  except ProcessLookupError:
-    return False
-  except OSError:
-    pass  # it belongs to somebody else
-  return True
-
-
-def _namespace() -> str:
-  """Names what the number of this process belongs to: the machine, or a container."""
-  try:
-    return os.readlink("/proc/self/ns/pid")
-  except OSError:
-    return ""
 
 
 @contextlib.contextmanager
@@ -211,7 +164,7 @@ class _HealthWatch:
       activity=now.activity,
       seconds=round(now.seconds, 1),
       error=error,
-      namespace=_namespace(),
+      namespace=lease.namespace(),
     )
 
   def _end(self, seconds: float) -> None:
