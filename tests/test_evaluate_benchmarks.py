@@ -16,7 +16,14 @@ from vr_jax import evaluate_benchmarks, main
 from vr_jax.data.benchmark_sets import mvbench, registry, video_mmmu
 from vr_jax.errors import InputError
 from vr_jax.eval import report_data
-from vr_jax.eval.benchmarks import play_items, protocols, reply_store, score_table, statistics
+from vr_jax.eval.benchmarks import (
+  play_items,
+  protocols,
+  reply_store,
+  score_table,
+  scored_protocol,
+  statistics,
+)
 from vr_jax.train import paths, run_context
 from vr_jax.train import workdir as workdir_lib
 
@@ -282,7 +289,7 @@ def test_a_value_or_a_change_that_is_undefined_is_so_in_the_table():
     change=nan, low=nan, high=nan, standard_error=nan, clusters=1, p_value=nan
   )
   counts = dict.fromkeys(("questions", "failed", "unparsed", "truncated", "unscored"), 0)
-  row = score_table.ScoredProtocol(
+  row = scored_protocol.ScoredProtocol(
     protocol="video_mmmu@official",
     headline="overall",
     further=("knowledge_gain",),

@@ -41,7 +41,13 @@ from vr_jax import ask, atomic, benchmark_arguments, errors, main
 from vr_jax.data import benchmark_item
 from vr_jax.data.benchmark_sets import registry
 from vr_jax.eval import report
-from vr_jax.eval.benchmarks import judged_answers, protocols, reply_store, score_table
+from vr_jax.eval.benchmarks import (
+  judged_answers,
+  protocols,
+  reply_store,
+  score_table,
+  scored_protocol,
+)
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
@@ -53,7 +59,7 @@ _PIECE = 1 << 16  # bytes of a file of weights at its start and end
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Questions:
-  """What is asked of one benchmark by one protocol; see `score_table.ScoredProtocol`."""
+  """What is asked of one benchmark by one protocol; see `ScoredProtocol`."""
 
   items: tuple[benchmark_item.Item, ...]
   missing: tuple[str, ...]
@@ -293,7 +299,7 @@ def _hash(value: Any) -> str:
 
 def _score(
   arguments: benchmark_arguments.EvalArguments, protocol: protocols.Protocol, questions: _Questions
-) -> score_table.ScoredProtocol:
+) -> scored_protocol.ScoredProtocol:
   """Scores the replies on disk. Raises InputError if there are none."""
   store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
   if store.about()["questions"] != _hash_questions(questions.items):
@@ -340,7 +346,7 @@ def _judge(arguments: benchmark_arguments.EvalArguments) -> judged_answers.Answe
   return None
 
 
-def write_table(out: Path, rows: Sequence[score_table.ScoredProtocol]) -> None:
+def write_table(out: Path, rows: Sequence[scored_protocol.ScoredProtocol]) -> None:
   """Writes the table in all its forms, and prints it."""
   from rich import console as rich_console
 
@@ -351,7 +357,7 @@ def write_table(out: Path, rows: Sequence[score_table.ScoredProtocol]) -> None:
   atomic.write_bytes(out / "table.html", [score_table.to_page(lines).encode()])
   width = max(rich_console.Console().width, score_table.WIDTH)
   rich_console.Console(markup=False, width=width).print(score_table.to_terminal(rows))
-  for line in (*score_table.further_values(rows), *score_table.notes(rows)):
+  for line in (*score_table.further_values(rows), *scored_protocol.notes(rows)):
     print(line)
   print(f"table: {out / 'table.html'}")
   if out.name == benchmark_arguments.OWN and (out.parent / "report.html").is_file():

@@ -287,10 +287,18 @@ def test_steps_have_recall_and_precision_by_kind():
   reply = verdicts(
     *[("video", "matched")] * 2, ("video", "wrong"), ("video", "redundant"), ("background", "wrong")
   )
-  assert reasoning_steps.measures(reference, reply) == {
-    "video_recall": 3 / 4,
-    "logic_recall": 0,
-    "overall_recall": 3 / 5,
-    "video_precision": 2 / 3,
-    "overall_precision": 2 / 3,  # no logic; background and redundant steps are left out
+  assert reasoning_steps.measure("recall", reference) == {
+    "official_steps/video_recall": 3 / 4,
+    "official_steps/logic_recall": 0,
+    "official_steps/overall_recall": 3 / 5,
+    "steps/overall_recall": 3 / 5,
   }
+  assert reasoning_steps.measure("precision", reply) == {
+    "official_steps/video_precision": pytest.approx(2 / 3),
+    # No logic; background and redundant steps are left out.
+    "official_steps/overall_precision": pytest.approx(2 / 3),
+    "steps/overall_precision": pytest.approx(2 / 3),
+  }
+  # Only a redundant step, or none that could be read: the reply counts, with nothing right.
+  for steps in (verdicts(("logic", "redundant")), []):
+    assert reasoning_steps.measure("precision", steps) == {"steps/overall_precision": 0}

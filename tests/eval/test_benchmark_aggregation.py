@@ -132,18 +132,25 @@ def test_of_questions_alone_their_own_mean_is_the_value(metric):
 
 
 def test_vcrs_f1_is_of_mean_recall_and_mean_precision():
+  names = [
+    f"{steps}/overall_{each}"
+    for steps in ("steps", "official_steps")
+    for each in ("recall", "precision")
+  ]
   found = compute(
     "vcr_bench",
     [
-      reply(1, "a", measures={"overall_recall": 1.0, "overall_precision": 0.5}),
-      reply(0, "b", measures={"overall_recall": 0.5, "overall_precision": 0.7}),
-      reply(0, "c", measures={"overall_recall": 0.0}),
+      reply(1, "a", measures=dict(zip(names, (1.0, 0.5, 1.0, 0.5), strict=True))),
+      reply(0, "b", measures=dict(zip(names, (0.5, 0.7, 0.5, 0.7), strict=True))),
+      reply(0, "c", measures=dict(zip(names[:2], (0.0, 0.0), strict=True))),  # failed
     ],
   )
   assert found["accuracy"] == pytest.approx(100 / 3)
-  assert found["steps/overall_recall"] == pytest.approx(50)
-  assert found["steps/overall_precision"] == pytest.approx(60)
-  assert found["steps/overall_f1"] == pytest.approx(2 * 50 * 60 / 110)
+  for steps, recall, precision in (("steps", 50, 40), ("official_steps", 75, 60)):
+    assert found[f"{steps}/overall_recall"] == pytest.approx(recall)
+    assert found[f"{steps}/overall_precision"] == pytest.approx(precision)
+    f1 = 2 * recall * precision / (recall + precision)
+    assert found[f"{steps}/overall_f1"] == pytest.approx(f1)
 
 
 def test_mvbench_is_over_questions_and_tells_the_mean_over_tasks():

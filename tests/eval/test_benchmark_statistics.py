@@ -211,7 +211,7 @@ def test_a_metric_that_is_not_linear_is_flipped_as_a_whole():
 
 def test_a_measure_that_one_side_lacks_is_compared_with_nothing():
   before = [reply(1, f"v{n}", measures={}) for n in range(4)]
-  after = [reply(1, f"v{n}", measures={"logic_recall": 0.5}) for n in range(4)]
+  after = [reply(1, f"v{n}", measures={"steps/logic_recall": 0.5}) for n in range(4)]
   found = statistics.compare(aggregation.get("vcr_bench"), before, after, draws=50)
   assert math.isnan(found["steps/logic_recall"].change)
   assert found["accuracy"].change == 0

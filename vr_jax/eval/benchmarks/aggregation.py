@@ -21,7 +21,10 @@ _DIRECTION = "object_rel_direction"
 _TRACKS = ("perception", "comprehension", "adaptation")
 _QUESTION_ONLY = "question_only"
 _FAILED_ALONE = "failed/question_only"  # is there where one of these has no reply
-_STEP_KINDS = ("video", "logic", "overall")
+# VCR-Bench's, over all replies; and as its program has it, over those with such a step.
+_STEPS = (
+  *("steps/overall", "official_steps/overall", "official_steps/video", "official_steps/logic"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,19 +188,19 @@ def _video_mmmu(means: group_sums.Means) -> group_sums.Means:
 
 
 def _vcr_groups(reply: scored_reply.ScoredReply) -> dict[str, float]:
-  return _strata(reply) | {f"steps/{name}": value for name, value in reply.measures.items()}
+  return _strata(reply) | dict(reply.measures)
 
 
 def _vcr(means: group_sums.Means) -> group_sums.Means:
   """Accuracy; recall and precision of steps; F1 of their means."""
   values = dict(_micro(means))
-  for kind in _STEP_KINDS:
-    names = [f"steps/{kind}_{measure}" for measure in ("recall", "precision")]
+  for steps in _STEPS:
+    names = [f"{steps}_{measure}" for measure in ("recall", "precision")]
     if all(name in means for name in names):
       recall, precision = (means[name] for name in names)
       total = recall + precision
       f1 = 2 * recall * precision / np.where(total > 0, total, 1)
-      values[f"steps/{kind}_f1"] = 100 * f1
+      values[f"{steps}_f1"] = 100 * f1
   return values
 
 
@@ -300,7 +303,9 @@ METRICS: Mapping[str, BenchmarkMetric] = {
   ),
   "vcr_bench": BenchmarkMetric(
     headline="accuracy",
-    further=tuple(f"steps/overall_{name}" for name in ("recall", "precision", "f1")),
+    further=tuple(
+      f"{steps}_{name}" for steps in _STEPS[:2] for name in ("recall", "precision", "f1")
+    ),
     grouping=_vcr_groups,
     combine=_vcr,
     source="VCR-Bench (arXiv 2504.07956), eval_code/cau_total.py",

@@ -1,6 +1,9 @@
 """What a judge is asked about a reply to a benchmark's question, and how its verdict is read.
 
-    answer       right or wrong against the reference (MMVU, MOSS-Video, VCR-Bench): true or false
+    answer       right or wrong against the reference (MMVU, MOSS-Video, VCR-Bench, and what
+                 TempCompass's rules can't read): true or false
+    extraction   the final answer of a reply, without the right one (VCR-Bench): a letter, times,
+                 or a text; "" for none
     rubric       MLVU's open questions: two marks from 1 to 5
     caption      TempCompass: which option of a question follows from the caption; "" for none
     recall, precision
@@ -12,9 +15,10 @@ A reply is model text and may try to instruct the judge. It stands in a block in
 begin, and whose name holds a checksum of the text, so whoever writes it can't know it.
 
 Reconstruction: criteria, scales and kinds of steps are those that the authors' programs give their
-judges (JUNJIE99/MLVU, generation_evaluation/; llyx97/TempCompass, eval_captioning.py;
-zhishuifeiqian/VCR-Bench, eval_code/prompt.py); the words and the form of the verdict are ours. So
-policies can be compared that one judge has judged, and published numbers only with caution.
+judges (JUNJIE99/MLVU, generation_evaluation/; llyx97/TempCompass, prompt_templates.py;
+yale-nlp/MMVU, utils/eval_utils.py; zhishuifeiqian/VCR-Bench, eval_code/prompt.py); the words and
+the form of the verdict are ours. So policies can be compared that one judge has judged, and
+published numbers only with caution.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +31,11 @@ from typing import Any
 from vr_jax.data import benchmark_item
 from vr_jax.data.benchmark_sets import options
 from vr_jax.errors import InputError
+from vr_jax.eval.benchmarks import strict_rules, tempcompass_rules
 from vr_jax.eval.trace_judging import verdict_reader
 from vr_jax.rewards import judge_prompt, steps
 
-ANSWER, RECALL, PRECISION = "answer", "recall", "precision"
+ANSWER, EXTRACTION, RECALL, PRECISION = "answer", "extraction", "recall", "precision"
 _MOST = 4000  # characters of an answer, from its end, where the final one alone is judged
 _MOST_STEPS = 64  # of a verdict; the judge is told fewer
 _QUOTED = """\
@@ -48,6 +53,20 @@ differs in what was asked for is not.
 
 Think briefly if you need to, then end with <judgement>Yes</judgement> if it agrees, or \
 <judgement>No</judgement> if it does not."""
+
+_EXTRACTION = f"""\
+You find the final answer in a student's reply to a question about a video that you cannot watch. \
+You do not judge whether it is right, and you add nothing that the reply does not say.
+
+If the question has options, give the letter of the one that the reply chooses, by its letter or \
+by what it says; None if what it says is none of them. Else give the value, word or short phrase \
+that the reply ends with; None if it gives no final answer. A period of time is given in seconds, \
+as [start, end]: from 1 minute 30 seconds to 2 minutes 30 seconds is [90, 150]. A box is given as \
+[left, top, right, bottom].
+
+{_QUOTED.format(what="student's reply", tag="answer")}
+
+End with a line that says "Answer: " and the answer, or "Answer: None"."""
 
 _MARKS: Mapping[str, tuple[tuple[str, str], str]] = {
   "sub_scene": (
@@ -177,20 +196,30 @@ def about_answer(item: benchmark_item.Item, reply: str) -> AnswerQuestion:
     )
   return _question(
     _ANSWER,
-    _part("Question", item.question),
-    _part("Correct answer", item.answer),
+    _part("Question", _with_options(item)),
+    _part("Correct answer", _right_option(item)),
     _block("Student's answer", answer[-_MOST:]),
     reader=judge_prompt.JudgeQuestion(system="", text="").read,
   )
 
 
+def about_extraction(item: benchmark_item.Item, reply: str) -> AnswerQuestion:
+  """The prompt that asks for the final answer in a reply, and does not tell the right one."""
+  choices = dict(zip(item.letters, item.options, strict=True))
+  return _question(
+    _EXTRACTION,
+    _part("Question", _with_options(item)),
+    _block("Student's reply", steps.without_thoughts(reply)[-_MOST:]),
+    reader=functools.partial(_read_letter, choices=choices) if choices else _read_final,
+  )
+
+
 def about_steps(item: benchmark_item.Item, reply: str) -> dict[str, AnswerQuestion]:
   """The prompts about a reply's reasoning: whether it has the reference's steps, and its own."""
-  problem = [item.question, *(f"{x}. {o}" for x, o in zip(item.letters, item.options, strict=True))]
   numbered = [f"{number}. {step.text}" for number, step in enumerate(item.steps, 1)]
   reference = _part("Reference", "\n".join(numbered))
   solution = _block("Solution", reply)
-  about = [_part("Problem", "\n".join(problem)), _part("Answer", item.answer), reference]
+  about = [_part("Problem", _with_options(item)), _part("Answer", item.answer), reference]
   recall = functools.partial(
     _read_steps, judgements=("matched", "unmatched"), count=len(item.steps)
   )
@@ -206,6 +235,22 @@ def caption_question(item: benchmark_item.Item) -> tuple[str, dict[str, str]]:
   released = str(item.source_record.get("mc_question", ""))
   question, choices = options.split_question(released, item.id)
   return question, dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", choices, strict=False))
+
+
+def _options(item: benchmark_item.Item) -> list[str]:
+  """The options with their letters, or the labels that captions have."""
+  if item.scorer == "caption_match":
+    return tempcompass_rules.caption_lines(item)
+  return strict_rules.lettered(item)
+
+
+def _with_options(item: benchmark_item.Item) -> str:
+  return "\n".join([item.question, *_options(item)])
+
+
+def _right_option(item: benchmark_item.Item) -> str:
+  """The right answer; an option with its text."""
+  return _options(item)[item.letters.index(item.answer)] if item.options else item.answer
 
 
 def _about_marks(item: benchmark_item.Item, answer: str) -> AnswerQuestion:
@@ -271,13 +316,26 @@ def _read_letter(reply: str, *, choices: Mapping[str, str]) -> str | None:
   lines = re.findall(r"^[\W_]*[Aa]nswer[\W_]*?:[\W_]*(.*)$", reply, re.MULTILINE)
   if not lines:
     return None
-  if re.fullmatch(r"none( of (the|these) options| of (the above|them))?", _plain(lines[-1])):
+  if _is_none(lines[-1]):
     return ""
   match = re.fullmatch(r"([A-Z])(?:[\W_]*|[*_]*[.)](.*))", lines[-1])
   if match is None or match[1] not in choices:
     return None
   text = _plain(match[2] or "")
   return match[1] if text in ("", _plain(choices[match[1]])) else None
+
+
+def _read_final(reply: str) -> str | None:
+  """What the last line "Answer: …" says; "" for "None"."""
+  lines = re.findall(r"^[\W_]*[Aa]nswer[*_\s]*:[*_\s]*(\S.*)$", reply, re.MULTILINE)
+  if not lines:
+    return None
+  return "" if _is_none(lines[-1]) else lines[-1].strip().rstrip("*_").removesuffix(".")
+
+
+def _is_none(text: str) -> bool:
+  pattern = r"none( of (the|these) (options|choices)( are correct)?| of (the above|them))?"
+  return re.fullmatch(pattern, _plain(text)) is not None
 
 
 def _plain(text: str) -> str:

@@ -2,7 +2,7 @@
 
 A verdict is cached by all that it depends on, so an interrupted command goes on. A judge's reply
 without a readable verdict is asked for again, up to `ATTEMPTS` times in all. Then the answer counts
-as unparsed, which is wrong in all protocols, and steps take no part in their means; both are
+as unparsed, which is wrong in all protocols, and none of the steps is right; both are
 counted (`JudgedReplies.unreadable`). An answer whose prompt the judge refuses, or can't hold, has
 no score (`JudgedReplies.not_judged`).
 """
@@ -20,6 +20,7 @@ from vr_jax.data.benchmark_sets import options
 from vr_jax.eval.benchmarks import (
   answer_rules,
   judge_questions,
+  protocol_table,
   reasoning_steps,
   reply_store,
   scored_answer,
@@ -82,9 +83,24 @@ def local(directory: Path, *, cache: Path) -> AnswerJudge:
   return AnswerJudge(name=directory.resolve().name, source=source, attempts=1, cache=cache)
 
 
-def needs_judge(item: benchmark_item.Item) -> bool:
-  """Whether the score of an item's answer is a verdict."""
-  return answer_rules.needs_judge(item) and bool(item.answer)
+def asks_judge(
+  item: benchmark_item.Item,
+  reply: str | None,
+  *,
+  rule: str = "strict",
+  reads: protocol_table.JudgeReads = "open",
+) -> bool:
+  """Whether the score of a reply's answer is a verdict, where there is a judge.
+
+  reply: None if there is none. rule, reads: of the protocol.
+  """
+  if not item.answer:
+    return False
+  if answer_rules.needs_judge(item) or reads in ("all", "extracted"):
+    return True
+  if reads == "open" or reply is None:
+    return False
+  return answer_rules.score(rule, reply, item).parsed is None
 
 
 def has_steps(item: benchmark_item.Item) -> bool:
@@ -96,8 +112,13 @@ def grade(
   judge: AnswerJudge,
   items: Sequence[benchmark_item.Item],
   replies: Mapping[str, reply_store.StoredReply],
+  *,
+  rule: str = "strict",
+  reads: protocol_table.JudgeReads = "open",
 ) -> JudgedReplies:
   """Judges all replies that need it. The steps of a reply that failed or is empty are missing.
+
+  rule, reads: see `asks_judge`.
 
   Raises InputError if the model can't be reached or stops answering; what it said is stored.
   """
@@ -106,40 +127,86 @@ def grade(
   for item in items:
     stored = replies.get(item.id)
     reply = "" if stored is None or stored.problem else stored.reply
-    if needs_judge(item) and stored is not None and not stored.problem:
-      asked[item.id, judge_questions.ANSWER] = judge_questions.about_answer(item, reply)
+    is_there = stored is not None and not stored.problem
+    if is_there and asks_judge(item, reply, rule=rule, reads=reads):
+      if reads == "extracted":
+        question = judge_questions.about_extraction(item, reply)
+        asked[item.id, judge_questions.EXTRACTION] = question
+      else:
+        asked[item.id, judge_questions.ANSWER] = judge_questions.about_answer(item, reply)
     if has_steps(item) and reply.strip():
       for name, question in judge_questions.about_steps(item, reply).items():
         asked[item.id, name] = question
     elif has_steps(item):
       measures[item.id] = reasoning_steps.FAILED
   found = _ask(judge, asked)
+  # What was extracted is compared by a rule where there is one, else by the judge.
+  compared = {
+    (item.id, judge_questions.ANSWER): judge_questions.about_answer(item, given)
+    for item in items
+    if (given := _extracted(found, item)) and _compare(item, given) is None
+  }
+  found |= _ask(judge, compared)
   problems = collections.Counter(each.problem for each in found.values() if each.problem)
   unreadable = problems.pop(asking.UNREADABLE, 0)
+  answers = {}
+  for item in items:
+    given = _extracted(found, item)
+    by_rule = None if given is None else _compare(item, given)
+    answer = found.get((item.id, judge_questions.ANSWER))
+    answer = answer or found.get((item.id, judge_questions.EXTRACTION))
+    if given is not None and by_rule is not None:
+      answers[item.id] = scored_answer.ScoredAnswer(parsed=given or "none", score=by_rule)
+    elif answer is not None and answer.problem not in problems:
+      answers[item.id] = _score(item, answer.grades)
   return JudgedReplies(
-    answers={
-      item.id: _score(item, answer.grades)
-      for item in items
-      if (answer := found.get((item.id, judge_questions.ANSWER))) is not None
-      and answer.problem not in problems
-    },
+    answers=answers,
     measures=measures
     | {
-      item.id: reasoning_steps.measures(
-        *(
-          [
-            reasoning_steps.StepVerdict(kind=kind, judgement=judgement)
-            for kind, judgement in found[item.id, name].grades or ()
-          ]
-          for name in (judge_questions.RECALL, judge_questions.PRECISION)
-        )
-      )
+      item.id: _measure(found, item.id, refused=[*problems])
       for item in items
       if (item.id, judge_questions.RECALL) in asked
     },
     unreadable=unreadable,
     not_judged=dict(problems),
   )
+
+
+def _measure(
+  found: Mapping[tuple[str, str], asking.Answer], name: str, *, refused: Sequence[str]
+) -> dict[str, float]:
+  """The measures of a reply's steps. refused: problems of prompts that leave a question out."""
+  values = {}
+  abouts: Mapping[reasoning_steps.Measure, str] = {
+    "recall": judge_questions.RECALL,
+    "precision": judge_questions.PRECISION,
+  }
+  for measure, about in abouts.items():
+    answer = found[name, about]
+    if answer.problem not in refused:
+      values |= reasoning_steps.measure(
+        measure,
+        [
+          reasoning_steps.StepVerdict(kind=kind, judgement=judgement)
+          for kind, judgement in answer.grades or ()
+        ],
+      )
+  return values
+
+
+def _extracted(
+  found: Mapping[tuple[str, str], asking.Answer], item: benchmark_item.Item
+) -> str | None:
+  """The answer that the judge found in a reply; "" if there is none in it."""
+  answer = found.get((item.id, judge_questions.EXTRACTION))
+  return None if answer is None else answer.grades
+
+
+def _compare(item: benchmark_item.Item, given: str) -> float | None:
+  """Scores an extracted answer where no judge is needed: a letter, times, a box, or none."""
+  if item.options or not given:
+    return float(given == item.answer)
+  return reasoning_steps.interval_score(given, item.answer)
 
 
 def _ask(

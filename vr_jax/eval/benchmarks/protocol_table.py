@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from vr_jax.eval.benchmarks import frame_choice, prompts
 
@@ -29,6 +29,10 @@ class DecodingSettings:
   top_k: int = 0
   presence_penalty: float = 0.0
 
+
+# What a judge, if there is one, reads of the answers: what no rule can read; also what the rule did
+# not read in this reply; all; or all, extracting the answer first, without knowing the right one.
+JudgeReads = Literal["open", "unread", "all", "extracted"]
 
 _TOKEN = 28 * 28  # pixels of a frame that the harnesses count as one token
 _HARNESS_PIXELS = PixelLimits(least=256 * _TOKEN, most=1_605_632)
@@ -69,6 +73,17 @@ _MMVU: Mapping[str, Any] = {
   "decoding": DecodingSettings(max_tokens=1024, temperature=1.0),
   "rule": "strict",
   "metric": "micro",
+}
+
+_TEMPCOMPASS: Mapping[str, Any] = {
+  "prompt": prompts.tempcompass,
+  "frames": frame_choice.FrameChoice(count=768, fps=1.0, placement="rounded"),
+  "pixels": PixelLimits(least=128 * _TOKEN, most=720 * 720),
+  "decoding": DecodingSettings(max_tokens=128),
+  "rule": "tempcompass",
+  "metric": "tempcompass",
+  "judge": "gpt-3.5-turbo-1106",
+  "counted": _AS_READ,
 }
 
 OFFICIAL: Mapping[str, Mapping[str, Any]] = {
@@ -145,15 +160,15 @@ OFFICIAL: Mapping[str, Mapping[str, Any]] = {
     "source": "THUDM/LVBench, lvbench/; prompt, frames and decoding of lmms-eval",
   },
   "tempcompass@official": {
-    "prompt": prompts.tempcompass,
-    "frames": frame_choice.FrameChoice(count=768, fps=1.0, placement="rounded"),
-    "pixels": PixelLimits(least=128 * _TOKEN, most=720 * 720),
-    "decoding": DecodingSettings(max_tokens=128),
-    "rule": "tempcompass",
-    "metric": "tempcompass",
-    "judge": "gpt-3.5-turbo-1106",
-    "counted": _AS_READ,
-    "source": "llyx97/TempCompass, eval_*.py with --disable_llm; frames of its example script",
+    **_TEMPCOMPASS,
+    "judge_reads": "unread",
+    "source": "llyx97/TempCompass, eval_*.py: a judge reads what the rules can't; without one that "
+    "is wrong, as in tempcompass@disable_llm. Frames of its example script",
+  },
+  "tempcompass@disable_llm": {
+    **_TEMPCOMPASS,
+    "source": "the same with --disable_llm: what the rules can't read is wrong. Captions need a "
+    "judge in any case",
   },
   "vsi_bench@official": {
     "prompt": prompts.vsi_bench,
@@ -178,8 +193,10 @@ OFFICIAL: Mapping[str, Mapping[str, Any]] = {
   "mmvu@official": {
     **_MMVU,
     "judge": "gpt-4o",
-    "source": "yale-nlp/MMVU, utils/: a judge extracts and compares; without it, multiple choice "
-    "by our rule. Frames of lmms-eval",
+    "judge_reads": "all",
+    "counted": _AS_READ,
+    "source": "yale-nlp/MMVU, utils/: a judge reads all answers, those of multiple choice, too; "
+    "without one, these are read by our rule. Frames of lmms-eval",
   },
   "mmvu@mc": {
     **_MMVU,
@@ -194,8 +211,12 @@ OFFICIAL: Mapping[str, Mapping[str, Any]] = {
     "rule": "strict",
     "metric": "vcr_bench",
     "judge": "not named",
-    "source": "VCR-Bench, eval_code/: a judge extracts the answer and judges the steps. Its "
-    "prompt of questions isn't published, so the recipe asks",
+    "judge_reads": "extracted",
+    "counted": _AS_READ,
+    "source": "VCR-Bench, eval_code/: a judge extracts each answer; times and boxes are compared "
+    "by overlap, letters by rule, others by the judge, who judges the steps, too. Without one, our "
+    "rule reads choices, times and boxes. Its prompt of questions isn't published, so the recipe "
+    "asks",
   },
 }
 

@@ -8,6 +8,7 @@ protocol's name.
     unclipped    mvbench: the same, but with the whole video
     subtitles    the same, with the subtitles that are spoken at the times of the frames
     mc           mmvu: multiple choice alone, no judge, by our strict rule
+    disable_llm  tempcompass: what the rules can't read is wrong, also where there is a judge
     guessing     longvideobench: a reply without a letter scores as a random option
     lmms_eval    mvbench: as lmms-eval asks and scores it
     video_r1, easy_video_r1
@@ -41,6 +42,7 @@ class Protocol:
   uses_subtitles: whether the subtitles at the times of the frames are given to `render`.
   kinds: which questions are asked, by `Item.scorer`; (): all.
   judge: the model that judges in published scores; "": none.
+  judge_reads: which answers a judge reads, if there is one; `judged_answers.asks_judge`.
   counted: statuses whose scores count. Public programs score what they find in a reply that was
     cut off; by our rule it is wrong.
   source: where all of this is defined, and what we chose where it isn't.
@@ -58,6 +60,7 @@ class Protocol:
   uses_subtitles: bool = False
   kinds: tuple[benchmark_item.Scorer, ...] = ()
   judge: str = ""
+  judge_reads: protocol_table.JudgeReads = "open"
   counted: tuple[scored_reply.Status, ...] = ("answered",)
   source: str
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 TIME_IOU, BOX_IOU = 0.7, 0.5  # an answer has to overlap by more
 
+Measure = Literal["recall", "precision"]
 StepKind = Literal["video", "logic", "background"]
 Judgement = Literal["matched", "unmatched", "wrong", "redundant"]
 
@@ -22,8 +23,9 @@ _NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
 _TIMES = re.compile(rf"\s*\[{_NUMBER},{_NUMBER},?\s*\]\s*")
 _BOX = re.compile(r"\[\s*([+-]?\d+)\s*,\s*([+-]?\d+)\s*,\s*([+-]?\d+)\s*,\s*([+-]?\d+)\s*\]")
 
-# A reply that failed has none of the reference steps; of what kinds they are, only a judge tells.
-FAILED: Mapping[str, float] = {"overall_recall": 0.0}
+# A reply that failed has none of the reference steps, and no right one. VCR-Bench's program leaves
+# it out of all means.
+FAILED: Mapping[str, float] = {"steps/overall_recall": 0.0, "steps/overall_precision": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,30 +36,28 @@ class StepVerdict:
   judgement: Judgement
 
 
-def measures(reference: Sequence[StepVerdict], reply: Sequence[StepVerdict]) -> Mapping[str, float]:
-  """Recall and precision of video, logic and overall steps, such as `logic_recall`.
+def measure(name: Measure, verdicts: Sequence[StepVerdict]) -> dict[str, float]:
+  """Recall or precision of video, logic and overall steps of a reply.
 
   Recall is matched of matched and unmatched reference steps; precision matched of matched and wrong
-  steps of the reply, redundant ones left out. `overall` are video and logic together. A measure
-  without steps is left out, and the reply then takes no part in its mean.
+  steps of the reply, redundant ones left out. `overall` are video and logic together.
 
-  reference, reply: verdicts on the reference steps and on the reply's steps.
+      official_steps/logic_recall   left out where there is no such step, as in VCR-Bench's means
+      steps/overall_recall          of each reply: 0 where there is no step
+
+  verdicts: on the reference steps, or on the reply's steps; none if they could not be read.
   """
   found = {}
-  for name, kinds in (
+  for kind, kinds in (
     ("video", ("video",)),
     ("logic", ("logic",)),
     ("overall", ("video", "logic")),
   ):
-    for measure, verdicts, missed in (
-      ("recall", reference, "unmatched"),
-      ("precision", reply, "wrong"),
-    ):
-      judged = [each.judgement for each in verdicts if each.kind in kinds]
-      matched, lost = judged.count("matched"), judged.count(missed)
-      if matched + lost:
-        found[f"{name}_{measure}"] = matched / (matched + lost)
-  return found
+    judged = [each.judgement for each in verdicts if each.kind in kinds]
+    lost = judged.count("unmatched" if name == "recall" else "wrong")
+    if total := judged.count("matched") + lost:
+      found[f"official_steps/{kind}_{name}"] = 1 - lost / total
+  return {f"steps/overall_{name}": found.get(f"official_steps/overall_{name}", 0.0), **found}
 
 
 def interval_score(given: str, right: str) -> float | None:

@@ -21,75 +21,10 @@ from vr_jax.eval.benchmarks import (
   judged_answers,
   protocols,
   reply_store,
+  scored_protocol,
   scored_reply,
   statistics,
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoredProtocol:
-  """The numbers of one protocol.
-
-  values: of the metric, by name, with intervals; `headline` is the one that is published first,
-    `further` are others that a terminal shows below the table.
-  questions: that count; failed, unparsed, truncated: of these, without an answer. All score 0.
-  missing: files that are not there, one for each question that needs one; these questions don't
-    count, and the score is partial.
-  unscored: questions that no judge has judged, or whose answers were not released.
-  count_differences: counts of questions that are not as published, "task/Counting: 199 of 200".
-  not_asked: questions that have no reply yet; they score 0.
-  unshown: questions left out, as they have pictures that the recipe can't show.
-  absent_groups: strata of a complete set that have no question here.
-  split: of the benchmark.
-  tokens: mean number of sampled tokens of a reply.
-  shown: frames and pixels of the videos, as "32 x 448 x 252".
-  unjudged: questions whose reasoning has no verdicts, as there is no judge.
-  beside: of `questions`, those that count in `further` values alone; beside_failed: of these.
-  unreadable: verdicts of the judge that could not be read.
-  not_judged: prompts that it refused or can't hold, by cause.
-  base_unreadable, base_not_judged: the same of the other policy's replies.
-  judge: the model that scored; "" for rules alone.
-  """
-
-  protocol: str
-  headline: str
-  further: tuple[str, ...]
-  values: Mapping[str, statistics.MetricInterval]
-  changes: Mapping[str, statistics.MetricChange]
-  questions: int
-  failed: int
-  unparsed: int
-  truncated: int
-  missing: tuple[str, ...]
-  unscored: int
-  count_differences: tuple[str, ...]
-  not_asked: int
-  unshown: int
-  absent_groups: tuple[str, ...]
-  split: str
-  tokens: float
-  shown: str
-  unjudged: int = 0
-  beside: int = 0
-  beside_failed: int = 0
-  unreadable: int = 0
-  not_judged: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  base_unreadable: int = 0
-  base_not_judged: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  judge: str = ""
-
-  @property
-  def is_partial(self) -> bool:
-    """Whether the number is not of all published questions."""
-    return bool(
-      self.missing
-      or self.unscored
-      or self.not_judged
-      or self.not_asked
-      or self.unshown
-      or self.count_differences
-      or self.absent_groups
-    )
 
 
 def score_replies(
@@ -101,14 +36,15 @@ def score_replies(
   """The final score of each item that a rule or the judge scored; one without a reply failed."""
   scored = []
   for item in items:
-    by_judge = judged is not None and judged_answers.needs_judge(item)
+    stored = replies.get(item.id)
+    reply = None if stored is None or stored.problem else stored.reply
+    by_judge = judged is not None and _is_read_by_judge(protocol, item, reply)
     if not by_judge and not can_score(item):
       continue
-    stored = replies.get(item.id)
     answer = None
-    if stored is not None and not stored.problem:
+    if reply is not None:
       if judged is None or not by_judge:
-        answer = answer_rules.score(protocol.rule, stored.reply, item)
+        answer = answer_rules.score(protocol.rule, reply, item)
       elif (answer := judged.answers.get(item.id)) is None:
         continue
     scored.append(
@@ -138,18 +74,19 @@ def make(
   unshown: int = 0,
   base: Mapping[str, reply_store.StoredReply] | None = None,
   judge: judged_answers.AnswerJudge | None = None,
-) -> ScoredProtocol:
+) -> scored_protocol.ScoredProtocol:
   """Computes the numbers of a protocol.
 
   items: of the protocol, whose files are there.
-  missing, count_differences, unshown: see `ScoredProtocol`.
+  missing, count_differences, unshown: see `scored_protocol.ScoredProtocol`.
   base: replies of another policy to the same items, to compare with.
   judge: judges open answers and reasoning; None: these are not scored.
 
   Raises InputError if no item can be scored, or as `judged_answers.grade` does.
   """
   metric = aggregation.get(protocol.metric)
-  judged = None if judge is None else judged_answers.grade(judge, items, replies)
+  reads: Any = {"rule": protocol.rule, "reads": protocol.judge_reads}
+  judged = None if judge is None else judged_answers.grade(judge, items, replies, **reads)
   scored = score_replies(protocol, items, replies, judged)
   if not scored:
     why = "they need a judge (--judge), or their answers were not released"
@@ -163,9 +100,9 @@ def make(
   beside = aggregation.beside_headline(metric, scored)
   changes, of_base = {}, None
   if base is not None:
-    of_base = None if judge is None else judged_answers.grade(judge, items, base)
+    of_base = None if judge is None else judged_answers.grade(judge, items, base, **reads)
     changes = _compare(metric, score_replies(protocol, items, base, of_base), scored)
-  return ScoredProtocol(
+  return scored_protocol.ScoredProtocol(
     protocol=protocol.name,
     headline=published[0],
     further=tuple(published[1:]),
@@ -193,7 +130,8 @@ def make(
     not_judged={} if judged is None else judged.not_judged,
     base_unreadable=0 if of_base is None else of_base.unreadable,
     base_not_judged={} if of_base is None else of_base.not_judged,
-    judge="" if judge is None or not any(map(_is_judged, items)) else judge.name,
+    by_rule=0 if judge is not None else _count_read_by_rule(protocol, items, replies),
+    judge="" if judge is None or not _is_judged(protocol, items) else judge.name,
   )
 
 
@@ -208,11 +146,34 @@ def _compare(
   return statistics.compare(metric, *sides) if both else {}
 
 
-def _is_judged(item: benchmark_item.Item) -> bool:
-  return judged_answers.needs_judge(item) or judged_answers.has_steps(item)
+def _is_read_by_judge(
+  protocol: protocols.Protocol, item: benchmark_item.Item, reply: str | None
+) -> bool:
+  return judged_answers.asks_judge(item, reply, rule=protocol.rule, reads=protocol.judge_reads)
 
 
-def adjusted_p_values(rows: Sequence[ScoredProtocol]) -> dict[str, float]:
+def _is_judged(protocol: protocols.Protocol, items: Sequence[benchmark_item.Item]) -> bool:
+  """Whether a judge has a say in the score: reads some answers, or may read any."""
+  return protocol.judge_reads != "open" or any(
+    _is_read_by_judge(protocol, item, None) or judged_answers.has_steps(item) for item in items
+  )
+
+
+def _count_read_by_rule(
+  protocol: protocols.Protocol,
+  items: Sequence[benchmark_item.Item],
+  replies: Mapping[str, reply_store.StoredReply],
+) -> int:
+  """The number of answers that a judge would read, if there were one, and a rule reads."""
+  said = ((item, replies.get(item.id)) for item in items if can_score(item))
+  return sum(
+    _is_read_by_judge(protocol, item, stored.reply)
+    for item, stored in said
+    if stored is not None and not stored.problem
+  )
+
+
+def adjusted_p_values(rows: Sequence[scored_protocol.ScoredProtocol]) -> dict[str, float]:
   """Holm's p-value of each protocol's change of its headline, over all of the table."""
   p_values = {
     row.protocol: row.changes[row.headline].p_value
@@ -228,7 +189,7 @@ HEAD = (
 )
 
 
-def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
+def cells(rows: Sequence[scored_protocol.ScoredProtocol]) -> list[tuple[str, ...]]:
   """The texts of a table: a line for each protocol, in the columns of HEAD."""
   p_values = adjusted_p_values(rows)
   lines = []
@@ -251,14 +212,14 @@ def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
   return lines
 
 
-def _name(row: ScoredProtocol) -> str:
+def _name(row: scored_protocol.ScoredProtocol) -> str:
   """Protocol and split; and what the score is, where the metric's first value can't be had."""
   first = aggregation.get(protocols.get(row.protocol).metric).headline
   named = "" if row.headline == first else f", {row.headline}"
   return f"{row.protocol} {row.split}{named}{' (partial)' if row.is_partial else ''}"
 
 
-def further_values(rows: Iterable[ScoredProtocol]) -> list[str]:
+def further_values(rows: Iterable[scored_protocol.ScoredProtocol]) -> list[str]:
   """A line for each published value beside the headline, with its interval and change."""
   lines = []
   for row in rows:
@@ -270,69 +231,10 @@ def further_values(rows: Iterable[ScoredProtocol]) -> list[str]:
   return lines
 
 
-def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
-  """A line for each reason why a score is partial."""
-  found = []
-  for row in rows:
-    if row.missing:
-      files = list(dict.fromkeys(row.missing))
-      more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-      listed = f"{', '.join(files[:3])}{more}"
-      found.append(f"{row.protocol}: {len(row.missing)} questions left out: {listed} missing")
-    if row.unscored:
-      why = "not judged" if row.judge else "no judge (--judge)"
-      found.append(f"{row.protocol}: {row.unscored} questions not scored: {why}, or no answer")
-    if row.unjudged:
-      found.append(
-        f"{row.protocol}: steps of {row.unjudged} replies not judged: no judge (--judge)"
-      )
-    found += [f"{row.protocol}: {line}" for line in _judge_notes(row)]
-    if row.beside:
-      found.append(
-        f"{row.protocol}: n counts {row.questions} questions, {row.headline} of them "
-        f"{row.questions - row.beside}; the other {row.beside} ({row.beside_failed} failed) are in "
-        f"{' and '.join(row.further)} alone"
-      )
-    if row.not_asked:
-      found.append(f"{row.protocol}: {row.not_asked} questions not asked yet; they count as wrong")
-    if row.unshown:
-      found.append(
-        f"{row.protocol}: {row.unshown} questions left out: the recipe shows no pictures"
-      )
-    if row.absent_groups:
-      found.append(f"{row.protocol}: no question of {', '.join(row.absent_groups)}")
-    if row.count_differences:
-      count = len(row.count_differences)
-      more = f" (and {count - 1} more counts)" if count > 1 else ""
-      first = next(iter(row.count_differences))
-      found.append(f"{row.protocol}: not the published set: {first}{more}")
-  return found
-
-
-def _judge_notes(row: ScoredProtocol) -> list[str]:
-  """A line for each reason why a prompt has no verdict, of the policy and of the base."""
-  lines = []
-  for of, unreadable, not_judged in (
-    ("", row.unreadable, row.not_judged),
-    (" of --base", row.base_unreadable, row.base_not_judged),
-  ):
-    if unreadable:
-      lines.append(
-        f"{row.judge} gave no readable verdict to {unreadable} prompts{of}; such answers count as "
-        "wrong, such steps are left out"
-      )
-    lines += [
-      f"{row.judge} did not judge {count} prompts{of}: {cause}; such answers are not scored"
-      f"{', nor compared' if row.changes else ''}, such steps are left out"
-      for cause, count in not_judged.items()
-    ]
-  return lines
-
-
 WIDTH = 140  # columns of a terminal, so that no number is cut
 
 
-def to_terminal(rows: Sequence[ScoredProtocol]) -> rich_table.Table:
+def to_terminal(rows: Sequence[scored_protocol.ScoredProtocol]) -> rich_table.Table:
   """The table for a terminal, without what was shown and who judged: those are in the files."""
   table = rich_table.Table(
     title="benchmarks, with 95 % intervals", title_justify="left", box=rich_box.SIMPLE_HEAD
@@ -351,7 +253,7 @@ def to_terminal(rows: Sequence[ScoredProtocol]) -> rich_table.Table:
   return table
 
 
-def to_latex(rows: Sequence[ScoredProtocol]) -> str:
+def to_latex(rows: Sequence[scored_protocol.ScoredProtocol]) -> str:
   """The table as LaTeX, for booktabs."""
   lines = [
     r"\begin{tabular}{l" + "r" * (len(HEAD) - 1) + "}",
@@ -374,7 +276,7 @@ def to_page(lines: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-def to_json(rows: Sequence[ScoredProtocol]) -> list[dict[str, Any]]:
+def to_json(rows: Sequence[scored_protocol.ScoredProtocol]) -> list[dict[str, Any]]:
   """All of the table as JSON; numbers that are not finite are null.
 
   Beside the fields of a `ScoredProtocol`: `cells`, the texts of the table; `notes`, why a score is
@@ -388,7 +290,7 @@ def to_json(rows: Sequence[ScoredProtocol]) -> list[dict[str, Any]]:
         "partial": row.is_partial,
         "p_holm": p_values.get(row.protocol),
         "cells": line,
-        "notes": notes([row]),
+        "notes": scored_protocol.notes([row]),
         "intervals": [
           (name, _number(value.value), _interval(value.low, value.high), value.clusters)
           for name, value in row.values.items()

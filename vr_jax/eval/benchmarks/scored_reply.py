@@ -22,7 +22,7 @@ class ScoredReply:
 
   score: in [0, 1]; of a rubric, the sum of its marks. 0 where the status doesn't count.
   cluster: the source video; "" if unknown, then the question is a cluster of its own.
-  measures: more numbers, each with a mean of its own, such as `logic_recall`.
+  measures: more numbers, each with a mean of its own, such as `steps/overall_recall`.
   """
 
   id: str
