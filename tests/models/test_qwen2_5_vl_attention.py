@@ -351,13 +351,10 @@ def test_what_a_reply_is_shown_sees_prompt_past_and_itself(
   query, own = draw(time, heads, dim), [draw(time, kv_heads, dim) for _ in range(2)]
   prompt = [draw(prefix, kv_heads, dim) for _ in range(2)]
   past = draw(kv_heads, dim, length), draw(kv_heads, length, dim)
-  attend = jax.jit(functools.partial(attention_xla.attend_appended, logits=logits))
-  found = attend(
-    *(jnp.asarray(x) for x in (query, *own, np.arange(time) < said)),
-    *(jnp.asarray(x) for x in (*prompt, np.arange(prefix) < read)),
-    *(jnp.asarray(x) for x in past),
-    jnp.int32(written),
-  )
+  attend = jax.jit(functools.partial(attention_decode.prefill_observation, logits=logits))
+  row = (query, *own, np.arange(time) < said, 0, 0, written)
+  seen = (*prompt, np.arange(prefix) < read, *past)
+  (found,) = attend(*(jnp.asarray(x)[None] for x in (*row, *seen)))
   before = past[0].transpose(2, 0, 1)[:written], past[1].swapaxes(0, 1)[:written]
   for token in range(said):
     key, value = (

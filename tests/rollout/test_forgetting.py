@@ -99,8 +99,9 @@ def test_no_gradient_reaches_what_is_forgotten():
   assert (gradient[of_last] != 0).any()
 
 
-def test_on_a_mesh_what_is_forgotten_is_the_same():
-  mesh = mesh_lib.make_mesh((2, 1, 1, 2), jax.devices()[:4])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 2), (1, 2, 2, 1)])
+def test_on_a_mesh_what_is_forgotten_is_the_same(shape):
+  mesh = mesh_lib.make_mesh(shape, jax.devices()[:4])
   schedule = {"turns": TURNS, "window": 0, "kept": KEPT}
   prompt, split = test_episodes._play(mesh=mesh, group=GROUP, schedule=schedule)
   test_episodes._same(_play_episodes(0)[1], split)

@@ -1,8 +1,9 @@
 """Attention of prompts, frames and replies that share a prompt, on each device's shards.
 
 A long prompt is sharded by its queries. Keys and values are small (grouped heads), so every device
-with queries has all keys and values for them. While sampling, a step's queries are smaller still:
-they go to the devices that hold the prompt's keys. Three backends compute the same results:
+with queries has all keys and values for them. While sampling, the queries of a step or of an
+observation are smaller still: they go to the devices that hold the prompt's keys. Three backends
+compute the same results:
 
     xla     plain products, on all platforms; in chunks where there would be too many logits
             (on CPU: more than its caches hold)
@@ -389,17 +390,20 @@ class Attention:
     own:    key and value [rows, time, kv_heads, head_dim], valid [rows, time].
     prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
     """
-    row_axes, prefix_axes = ("slots", None, "kv_heads", None), ("prompts", None, "kv_heads", None)
-    cache_axes = ("slots", "kv_heads", None, None)
-    attend, more = functools.partial(attention_decode.prefill_observation, logits=self._logits), ()
+    row_axes, cache_axes = ("slots", None, "kv_heads", None), ("slots", "kv_heads", None, None)
+    prefix_axes = ("prompts", "prefix", "kv_heads", None)
+    layout = self.layout.decoding
+    is_split = layout.shards(prefix_axes[:2], prefix.valid.shape)[1] > 1
+    attend = functools.partial(
+      attention_decode.prefill_observation,
+      split_by=layout if is_split else None,
+      logits=self._logits,
+    )
+    forgetting = ()
     if rows.visible_from is not None:
-      attend = functools.partial(
-        attention_decode.prefill_observation,
-        attend=functools.partial(attention_forgetting.attend_appended, kept=rows.kept),
-        logits=self._logits,
-      )
-      more = ((rows.visible_from, ("slots",)),)
-    return self.layout.decoding.per_shard(
+      remembered = jnp.arange(prefix.valid.shape[1]) < rows.kept
+      forgetting = ((rows.visible_from, ("slots",)), (remembered, ("prefix",)))
+    return layout.per_shard(
       attend,
       (
         (query, ("slots", None, "heads", None)),
@@ -411,10 +415,10 @@ class Attention:
         (rows.written, ("slots",)),
         (prefix.key, prefix_axes),
         (prefix.value, prefix_axes),
-        (prefix.valid, ("prompts", None)),
+        (prefix.valid, ("prompts", "prefix")),
         (past_key, cache_axes),
         (past_value, cache_axes),
-        *more,
+        *forgetting,
       ),
     )
 

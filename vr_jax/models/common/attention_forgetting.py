@@ -48,35 +48,6 @@ def attend_replies(
   )
 
 
-def attend_appended(
-  query: Float[Array, "time heads head_dim"],
-  own_key: Float[Array, "time kv_heads head_dim"],
-  own_value: Float[Array, "time kv_heads head_dim"],
-  own_valid: Bool[Array, "time"],
-  visible_from: Int[Array, ""],
-  prefix_key: Float[Array, "prefix kv_heads head_dim"],
-  prefix_value: Float[Array, "prefix kv_heads head_dim"],
-  prefix_valid: Bool[Array, "prefix"],
-  past_key: Float[Array, "kv_heads head_dim length"],
-  past_value: Float[Array, "kv_heads length head_dim"],
-  written: Int[Array, ""],
-  *,
-  kept: int,
-  logits: int,
-) -> Float[Array, "time heads head_dim"]:
-  """Like `attention_xla.attend_appended`, for written tokens from `visible_from` on."""
-  time, length = len(query), past_key.shape[-1]
-  places = jnp.arange(length)
-  past = jnp.broadcast_to((places < written) & (places >= visible_from), (time, length))
-  own = own_valid & (jnp.arange(time) <= jnp.arange(time)[:, None])
-  key = jnp.concatenate([jnp.moveaxis(past_key, -1, 0), own_key])
-  value = jnp.concatenate([past_value.swapaxes(0, 1), own_value])
-  seen = jnp.concatenate([past, own], axis=1)
-  prompt = prefix_key, prefix_value, prefix_valid
-  every = jnp.broadcast_to(visible_from, (time,))
-  return _attend(query, every, prompt, (key, value), seen, kept, logits)
-
-
 def _attend(
   query: Float[Array, "queries heads head_dim"],
   visible_from: Int[Array, "queries"],

@@ -110,41 +110,49 @@ def attend_replies(
   return merge_partials(parts).reshape(query.shape).astype(own_value.dtype)
 
 
+def observation_to_prompt(
+  query: Float[Array, "rows time heads head_dim"],
+  query_valid: Bool[Array, "rows time"],
+  key: Float[Array, "rows prefix kv_heads head_dim"],
+  value: Float[Array, "rows prefix kv_heads head_dim"],
+  valid: Bool[Array, "rows prefix"],
+  *,
+  logits: int = LOGITS,
+) -> Partial:
+  """Attention of observations to their prompt, or to a part of it, for `attend_appended`.
+
+  Returns arrays [rows, time, kv_heads, per_key, …].
+  """
+  keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)
+  sides = query.shape[1], key.shape[1]
+  found = _to_prefix(query[:, None], query_valid[:, None], keys, values, valid, logits, sides)
+  return Partial(*(x[:, 0] for x in found))
+
+
 def attend_appended(
   query: Float[Array, "time heads head_dim"],
   own_key: Float[Array, "time kv_heads head_dim"],
   own_value: Float[Array, "time kv_heads head_dim"],
   own_valid: Bool[Array, "time"],
-  prefix_key: Float[Array, "prefix kv_heads head_dim"],
-  prefix_value: Float[Array, "prefix kv_heads head_dim"],
-  prefix_valid: Bool[Array, "prefix"],
+  to_prompt: Sequence[Partial],
   past_key: Float[Array, "kv_heads head_dim length"],
   past_value: Float[Array, "kv_heads length head_dim"],
-  written: Int[Array, ""],
+  past_valid: Bool[Array, "length"],
   *,
   logits: int = LOGITS,
 ) -> Float[Array, "time heads head_dim"]:
-  """Attention of an observation to the prompt, to `written` tokens before it, and to itself."""
-  time, length = len(query), past_key.shape[-1]
-  index, seen = jnp.arange(time), jnp.arange(length) < written
-  prefix = prefix_key.swapaxes(0, 1), prefix_value.swapaxes(0, 1), prefix_valid
-  past = past_key.swapaxes(1, 2), past_value, seen
-  own = own_key.swapaxes(0, 1), own_value.swapaxes(0, 1), own_valid
-  queries = query[None, None], own_valid[None, None]
+  """Attention of an observation to the prompt, to the tokens before it, and to itself.
+
+  to_prompt: [time, kv_heads, per_key, …], of the prompt's parts.
+  past_valid: the tokens before it that it attends to.
+  """
+  time, queries = len(query), (query[None, None], own_valid[None, None])
+  past = past_key.swapaxes(1, 2)[None], past_value[None], past_valid[None]
+  own = own_key.swapaxes(0, 1)[None, None], own_value.swapaxes(0, 1)[None, None], queries[1]
   parts = (
-    _to_prefix(
-      *queries, prefix[0][None], prefix[1][None], prefix[2][None], logits, (time, len(prefix_valid))
-    ),
-    _to_prefix(*queries, past[0][None], past[1][None], past[2][None], logits, (time, SHOWN)),
-    _to_own(
-      *queries,
-      own[0][None, None],
-      own[1][None, None],
-      own[2][None, None],
-      index,
-      logits,
-      SHOWN,
-    ),
+    *(Partial(*(x[None, None] for x in part)) for part in to_prompt),
+    _to_prefix(*queries, *past, logits, (time, SHOWN)),
+    _to_own(*queries, *own, jnp.arange(time), logits, SHOWN),
   )
   return merge_partials(parts).reshape(query.shape).astype(own_value.dtype)
 
