@@ -58,12 +58,14 @@ lowest:
 	  -c $(LOWEST)/constraints.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-# The score that lmms-eval gives our server, beside `vr-jax eval`'s: lmms-eval in an environment of its own.
+# lmms-eval in an environment of its own: whether its programs make of replies what the tests know of them, and the
+# score that it gives our server, beside `vr-jax eval`'s.
 lmms: $(VENV)/.installed-test
 	$(PYTHON) -m venv $(LMMS)
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements/lmms.txt -c requirements/lmms.lock
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	$(LMMS)/bin/python tests/golden/answer_rules.py --check
 	$(VENV)/bin/python -m benchmarks.lmms_score --python=$(LMMS)/bin/python --checkpoint=$(LMMS_CHECKPOINT)
 
 # Every package of the tests at the version and with the hash of requirements/cpu.lock, in .venv.

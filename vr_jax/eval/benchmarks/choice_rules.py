@@ -105,7 +105,8 @@ def vsi_bench(reply: str, item: benchmark_item.Item) -> scored_answer.ScoredAnsw
 
   Numbers score their mean relative accuracy.
 
-  Source: the task of lmms-eval, vsibench/utils.py, which the authors use.
+  Source: the task of lmms-eval, vsibench/utils.py, as the authors use it. In 0.7.3 it reads the
+  first number, wherever it stands.
   """
   word = reply.split(" ")[0].rstrip(".").strip()
   if item.scorer != "mra":
