@@ -65,8 +65,6 @@ def measure(config_name: str, questions: int, repeats: int, folder: Path) -> dic
     cache=frame_cache.FrameCache(
       videos=root,
       cache=folder / "frames",
-      quality=config.data.quality,
-      max_side=config.data.max_side,
       limits=paths.decode_limits(config.data),
     ),
     root=root,

@@ -139,8 +139,9 @@ def read_questions(
 def _needed(
   protocol: protocols.Protocol, item: benchmark_item.Item, files: Sequence[str]
 ) -> list[str]:
-  """Those of an item's missing files that the protocol needs."""
-  return [path for path in files if path != item.subtitles or protocol.uses_subtitles]
+  """Those of an item's missing files that the protocol needs: none shows pictures of questions."""
+  unused = {*item.images, *(() if protocol.uses_subtitles else [item.subtitles])}
+  return [path for path in files if path not in unused]
 
 
 def _shuffled(item: benchmark_item.Item) -> str:
@@ -264,8 +265,6 @@ def _play(
     cache=frame_cache.FrameCache(
       videos=root,
       cache=arguments.frames,
-      quality=data.quality,
-      max_side=data.max_side,
       limits=paths.decode_limits(data),
     ),
     root=root,
@@ -282,7 +281,7 @@ def _files(
   root: Path, protocol: protocols.Protocol, items: Sequence[benchmark_item.Item]
 ) -> list[tuple[str, int, int]]:
   """Sizes and times of the files that items are asked with."""
-  names = {name for item in items for name in (item.video, *item.images)}
+  names = {item.video for item in items}
   if protocol.uses_subtitles:
     names |= {item.subtitles for item in items if item.subtitles}
   stats = [(name, (root / name).stat()) for name in sorted(names)]

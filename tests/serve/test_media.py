@@ -2,17 +2,20 @@
 
 import base64
 from concurrent import futures
+import json
 import os
 import threading
 import time
 
+import numpy as np
+from PIL import Image
 import pytest
 
 from tests.data import videos
 from tests.serve import live_server
 from tests.train import nano
 from vr_jax.data import guarded_reader
-from vr_jax.serve import media, request_error
+from vr_jax.serve import chat_request, media, request_error, shown_media
 
 part, words, about = live_server.part, live_server.words, live_server.about
 
@@ -215,3 +218,33 @@ def test_https_is_fetched_from_public_addresses_only(tmp_path, url):
   library = media.MediaLibrary(nano.config(), rules)
   with pytest.raises(request_error.RequestError, match="is no public address"):
     library.open(url, "video", "the video")
+
+
+def test_frames_are_decoded_as_large_as_the_request_shows_them(served, root):
+  """Frames of the run's data have 448 pixels; lines of one pixel are lost in them."""
+  lines = np.zeros((720, 1280, 3), np.uint8)
+  lines[:, ::2] = 200
+  videos.write(root / "wide.mp4", frames=4, fps=2, pictures=[lines] * 4)
+  Image.fromarray(lines).save(root / "wide.png")
+  opener = shown_media.MediaOpener(
+    served.server.preparer._context,
+    media.MediaLibrary(nano.config(), media.MediaRules(allowed_root=root)),
+  )
+
+  def shown(name, kind, **limits):
+    content = [part(kind, root / name), words("Which?")]
+    body = {"messages": [{"role": "user", "content": content}]}
+    request = chat_request.parse(json.dumps(body | {"mm_processor_kwargs": limits}).encode())
+    (clip,) = opener.open_all(request)
+    return (clip.height, clip.width), shown_media.decode(clip), clip.digest
+
+  for kind, name in (("video", "wide.mp4"), ("image", "wide.png")):
+    usual = shown(name, kind)
+    whole = shown(name, kind, max_pixels=300_000)
+    less = shown(name, kind, min_pixels=40_000)
+    assert (usual[0], whole[0], less[0]) == ((252, 448), (720, 1280), (300, 533))
+    assert len({digest for _, _, digest in (usual, whole, less)}) == 3
+    small, large = (
+      each.pixels if kind == "image" else each.frames[0] for _, each, _ in (usual, whole)
+    )
+    assert large[300, :, 1].std() > 70 and small[100, :, 1].std() < 40

@@ -38,6 +38,7 @@ def test_every_size_is_within_its_own_choices(path, size):
   ("path", "field", "value"),
   [
     (nano.RECIPE, "sft.patience", 2),
+    (nano.RECIPE, "data.max_side", 55),
     (nano.RECIPE, "rl.num_shuffled_generations", 4),
     ("configs/videop2r.py", "judge.blinded", True),
     ("configs/moss_chatv.py", "rl.advantage_estimator", "gae"),

@@ -68,7 +68,7 @@ def _limit_memory(most: int) -> None:
 def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
   """Reads one file; returns the line of JSON and the JPEGs, or a line that says what is wrong."""
   path, fps = Path(request.pop("path")), request.pop("fps")
-  most_frames = request.pop("most_frames")
+  of_videos = {name: request.pop(name) for name in ("most_frames", "thin_to")}
   last = time.monotonic()
 
   def progress() -> None:
@@ -83,9 +83,7 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
     elif picture_file.is_picture(path.name):
       extracted = picture_file.extract(path, **request)
     else:
-      extracted = video_file.extract(
-        path, fps=fps, most_frames=most_frames, progress=progress, **request
-      )
+      extracted = video_file.extract(path, fps=fps, progress=progress, **of_videos, **request)
   except InputError as error:
     return (_line({"problem": str(error)}),)
   except (MemoryError, BlockingIOError):  # the latter: no memory for another thread

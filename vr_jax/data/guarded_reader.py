@@ -64,6 +64,7 @@ def extract(
   quality: int,
   max_side: int,
   limits: DecodeLimits,
+  kept_pixels: int | None = None,
   most_frames: int | None = None,
 ) -> video_file.ExtractedVideo:
   """Reads one file; the arguments are those of `extract_all`.
@@ -72,7 +73,13 @@ def extract(
     InputError: the file is bad, or breaks a limit.
   """
   (result,) = extract_all(
-    [path], fps=fps, quality=quality, max_side=max_side, limits=limits, most_frames=most_frames
+    [path],
+    fps=fps,
+    quality=quality,
+    max_side=max_side,
+    limits=limits,
+    kept_pixels=kept_pixels,
+    most_frames=most_frames,
   )
   if isinstance(result, InputError):
     raise result
@@ -87,14 +94,17 @@ def extract_all(
   max_side: int,
   limits: DecodeLimits,
   folders: Mapping[Path, image_folder.FolderFrames] = types.MappingProxyType({}),
+  kept_pixels: int | None = None,
   most_frames: int | None = None,
+  thin_to: int | None = None,
 ) -> Generator[_Result, None, None]:
   """Yields what `video_file.extract` or `picture_file.extract` gives for each file, in their order.
 
   For a file that is bad, or breaks a limit, yields the error that says so. The workers end when
   the iterator is closed.
 
-  fps, quality, max_side, most_frames: see `video_file.extract`; the last is of videos alone.
+  fps, quality, max_side, kept_pixels, most_frames, thin_to: see `video_file.extract`; the last two
+    are of videos alone.
   folders: the frames of the paths that are folders of pictures.
 
   Raises:
@@ -105,7 +115,9 @@ def extract_all(
     "quality": quality,
     "max_side": max_side,
     "max_pixels": round(limits.megapixels * 1e6),
+    "kept_pixels": kept_pixels,
     "most_frames": most_frames,
+    "thin_to": thin_to,
   }
   size = sum(map(_bytes, paths))
   most = min(limits.processes or min(_cores(), 16), len(paths))

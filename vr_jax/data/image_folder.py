@@ -76,6 +76,7 @@ def extract(
   fps: float,
   quality: int,
   max_side: int,
+  kept_pixels: int | None = None,
   max_pixels: int = video_file.MAX_PIXELS,
   progress: Callable[[], None] = lambda: None,
 ) -> video_file.ExtractedVideo:
@@ -104,7 +105,11 @@ def extract(
       continue
     tick = math.floor((time + frame_times.TOLERANCE) * fps) + 1
     frame = picture_file.extract(
-      path / name, quality=quality, max_side=max_side, max_pixels=max_pixels
+      path / name,
+      quality=quality,
+      max_side=max_side,
+      kept_pixels=kept_pixels,
+      max_pixels=max_pixels,
     )
     scaled = frame.height, frame.width
     jpegs += frame.jpegs

@@ -21,7 +21,12 @@ def is_picture(name: str) -> bool:
 
 
 def extract(
-  path: Path, *, quality: int, max_side: int, max_pixels: int = video_file.MAX_PIXELS
+  path: Path,
+  *,
+  quality: int,
+  max_side: int,
+  kept_pixels: int | None = None,
+  max_pixels: int = video_file.MAX_PIXELS,
 ) -> video_file.ExtractedVideo:
   """Reads a picture as a video of one frame at 0 s and without duration.
 
@@ -30,6 +35,7 @@ def extract(
 
   quality: of JPEG, 1 to 95.
   max_side: in pixels.
+  kept_pixels: a picture that has more is scaled down to about so many; None: no limit.
   max_pixels: of the picture as it is in the file.
 
   Raises:
@@ -42,7 +48,8 @@ def extract(
       _check_still(path, image)
       upright = ImageOps.exif_transpose(image)
       width, height = upright.size
-      pixels = _pixels(upright, max_side)
+      side = video_file.longest_side(upright.size, max_side, kept_pixels)
+      pixels = _pixels(upright, max(1, round(side)))
   # Decoders of some formats raise SyntaxError or ValueError for damaged files.
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise bad_picture(path, error) from error

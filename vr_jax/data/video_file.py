@@ -27,6 +27,10 @@ from vr_jax.errors import InputError
 # Of a frame or picture, by default.
 MAX_PIXELS = 100_000_000
 
+# Frames are kept with up to so many times the pixels that they are shown with. Twice as wide and
+# high, they are hardly softer where they are scaled down a second time.
+_KEPT_PER_SHOWN = 4
+
 # FFmpeg opens pictures (also as "png_pipe" and the like), plain text and lists of other files as
 # video streams.
 _OTHER_FORMATS = ("image2", "tty", "hls", "dash", "concat")
@@ -86,8 +90,10 @@ def extract(
   fps: float,
   quality: int,
   max_side: int,
+  kept_pixels: int | None = None,
   max_pixels: int = MAX_PIXELS,
   most_frames: int | None = None,
+  thin_to: int | None = None,
   progress: Callable[[], None] = lambda: None,
 ) -> ExtractedVideo:
   """Decodes a whole video and keeps `fps` frames a second as JPEG.
@@ -100,8 +106,11 @@ def extract(
 
   quality: of JPEG, 1 to 95.
   max_side: in pixels.
+  kept_pixels: a frame that has more is scaled down to about so many; None: no limit.
   max_pixels: of a frame as it is in the file.
   most_frames: that may be kept; None: any number.
+  thin_to: when so many frames are kept, and the video goes on, each second one is dropped and `fps`
+    is halved, as often as need be; None: never.
   progress: is called after each frame, kept or not.
 
   Raises:
@@ -117,6 +126,11 @@ def extract(
   for timed in _until_next(decode(path, max_pixels)):
     progress()
     end = timed.end
+    if len(jpegs) == thin_to:
+      for kept in (jpegs, timestamps, ends):
+        del kept[1::2]
+      fps /= 2
+      tick = math.floor((timestamps[-1] + frame_times.TOLERANCE) * fps) + 1
     is_due = timed.start + frame_times.TOLERANCE >= tick / fps
     if is_due:
       tick = math.floor((timed.start + frame_times.TOLERANCE) * fps) + 1
@@ -127,7 +141,8 @@ def extract(
         f"{path}: has more than {most_frames} frames at {fps:g} a second; ask for fewer a second, "
         "or cut the video"
       )
-    image = _upright_image(timed, reformatter, max_side, size=(width, height))
+    side = longest_side(_shown_size(timed), max_side, kept_pixels)
+    image = _upright_image(timed, reformatter, side, size=(width, height))
     height, width = image.shape[:2]
     if not jpegs:
       original = _scaled(_shown_size(timed), 1.0)
@@ -367,7 +382,7 @@ def _check_end(path: Path, declared: float, reached: float, slack: float) -> Non
 def _upright_image(
   timed: video_clock.TimedFrame,
   reformatter: av.video.reformatter.VideoReformatter,
-  max_side: int,
+  max_side: float,
   *,
   size: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -391,6 +406,20 @@ def _upright_image(
   image = image.transpose(1, 0, 2) if sideways else image
   image = np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
   return image if size == fitted else _with_bars(image, size)
+
+
+def pixels_to_keep(shown: int) -> int:
+  """The `kept_pixels` of frames that are shown with `shown` pixels at most."""
+  return _KEPT_PER_SHOWN * shown
+
+
+def longest_side(
+  shown: tuple[float, float], max_side: int, kept_pixels: int | None = None
+) -> float:
+  """The longer side in pixels that a frame is kept with, at most. shown: its width and height."""
+  if kept_pixels is None:
+    return max_side
+  return min(max_side, max(shown) * math.sqrt(kept_pixels / (shown[0] * shown[1])))
 
 
 def _shown_size(timed: video_clock.TimedFrame) -> tuple[float, float]:

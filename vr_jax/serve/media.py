@@ -25,6 +25,7 @@ from vr_jax.train import paths
 
 _PIECE = 1 << 20  # characters of base64 that are decoded at a time; whole groups of four
 _MOST_FRAMES = 10_000  # that are decoded where a client asks for more a second than the run
+_ANY_SIDE = 1 << 15
 _NAME = "\0"  # stands for the name of the medium in errors that several requests get
 _SUFFIXES = {"image": ".png", "video": ".mp4"}  # readers look at the bytes of these
 
@@ -64,26 +65,31 @@ class MediaLibrary:
     )
     self._digests = bounded_cache.BoundedCache[str](1 << 20, len)
 
-  def open(self, url: str, kind: str, name: str, *, fps: float | None = None) -> Medium:
+  def open(
+    self, url: str, kind: str, name: str, *, fps: float | None = None, pixels: int | None = None
+  ) -> Medium:
     """Fetches and decodes an image or a video.
 
     kind: image or video.
     name: of the part of the request, for messages.
     fps: at least so many frames a second are decoded; None: as many as of the run's data. If these
       are more, a video may have 10,000 frames at that rate.
+    pixels: that a frame may be shown with; None: as many as frames of the run's data have.
 
     Raises RequestError (400; 413 for one that is too large), in which no path of this machine is.
     """
     rate = max(self._data.fps, fps or 0.0)
     with self._fetched(url, kind, name) as (path, digest):
       try:
-        extracted = self.cache.get_or_make((digest, kind, rate), lambda: self._decode(path, rate))
+        extracted = self.cache.get_or_make(
+          (digest, kind, rate, pixels), lambda: self._decode(path, rate, pixels)
+        )
       except errors.InputError as error:
         told = str(error).replace(_NAME, name)
         raise request_error.RequestError(400, told, code="unreadable_media", param=name) from None
     return Medium(digest=digest, extracted=extracted)
 
-  def _decode(self, path: Path, fps: float) -> video_file.ExtractedVideo:
+  def _decode(self, path: Path, fps: float, pixels: int | None) -> video_file.ExtractedVideo:
     """Decodes a file. Raises InputError with _NAME in place of the path."""
     data = self._data
     try:
@@ -91,7 +97,8 @@ class MediaLibrary:
         path,
         fps=fps,
         quality=data.quality,
-        max_side=data.max_side,
+        max_side=data.max_side if pixels is None else _ANY_SIDE,
+        kept_pixels=None if pixels is None else video_file.pixels_to_keep(pixels),
         limits=paths.decode_limits(data),
         most_frames=_MOST_FRAMES if fps > data.fps else None,
       )

@@ -105,8 +105,10 @@ class MediaOpener:
     request: chat_request.ChatRequest,
     rule: sampling.Rule,
   ) -> ShownClip:
-    found = self._library.open(part.url, part.kind, name, fps=request.fps)
-    video, identity = found.extracted, [found.digest, part.kind]
+    pixels = max(request.min_pixels or 0, request.max_pixels or 0) or None
+    found = self._library.open(part.url, part.kind, name, fps=request.fps, pixels=pixels)
+    video = found.extracted
+    identity = [found.digest, part.kind, video.height, video.width]
     if part.kind == "image":
       if len(video.jpegs) > 1:
         raise request_error.RequestError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import functools
+import math
 import re
 from typing import Any
 
@@ -51,6 +52,7 @@ def problems(config: ml_collections.ConfigDict) -> Problems:
     yield error
     return
   yield from _check_together(config, environment)
+  yield from _check_stored_size(config)
   yield from as_problems(lambda: profiling.parse_steps(config.log.profile_steps))
   yield from as_problems(lambda: recipe.check_config(config))
   yield from as_problems(lambda: compiler_options.check(config.compiler_options))
@@ -191,6 +193,17 @@ def _check_sources(config: ml_collections.ConfigDict) -> Problems:
       f"--config.model.tokenizer={model.tokenizer}: "
       f"model.pretrained={model.pretrained} knows the tokens of its own tokenizer alone; "
       "leave model.tokenizer empty"
+    )
+
+
+def _check_stored_size(config: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem if no stored frame is as large as the model may show it."""
+  side, most = config.data.max_side, config.model.max_pixels
+  if most > side**2:
+    yield errors.InputError(
+      f"--config.data.max_side={side}: stored frames have {side**2} pixels at most, and "
+      f"model.max_pixels={most} asks for more; lower it, or set "
+      f"data.max_side={math.isqrt(most - 1) + 1} or more"
     )
 
 

@@ -1,13 +1,23 @@
-"""Frames of a protocol by their times, and its limits of pixels for each family."""
+"""Prompts of benchmarks' items: the frames, their size, the subtitles and the texts around them."""
 
 import dataclasses
+import json
 
 import numpy as np
+from PIL import Image
 import pytest
 
+from tests.data import videos
+from tests.train import nano
 from vr_jax import records
-from vr_jax.data import benchmark_item, frame_store, video_file
-from vr_jax.eval.benchmarks import asked_items, frame_cache, frame_choice
+from vr_jax.data import benchmark_item, guarded_reader, video_file
+from vr_jax.eval.benchmarks import (
+  asked_items,
+  frame_cache,
+  frame_choice,
+  play_items,
+  protocols,
+)
 
 ITEM = benchmark_item.Item(
   id="1",
@@ -21,24 +31,13 @@ ITEM = benchmark_item.Item(
 )
 
 
-def _store(directory, seconds: float, fps: float, native: float) -> frame_store.FrameStore:
-  """A video of `native` frames a second, of which `fps` are kept."""
+def _chosen(
+  choice: frame_choice.FrameChoice, seconds: float, fps: float, native: float, shown: records.Span
+) -> np.ndarray:
+  """Times of the frames shown of a video with `native` frames a second, `fps` of them kept."""
   times = np.arange(0, seconds, 1 / fps)
-  extracted = video_file.ExtractedVideo(
-    jpegs=(b"jpeg",) * len(times),
-    timestamps=times,
-    ends=times + 1 / native,
-    height=8,
-    width=8,
-    duration=seconds,
-    original_height=8,
-    original_width=8,
-  )
-  directory.mkdir()
-  writer = frame_store.FrameStoreWriter(directory, fps=fps, shard_megabytes=1)
-  writer.add("v.mp4", extracted)
-  writer.close()
-  return frame_store.FrameStore(directory)
+  ends = times + 1 / native
+  return times[frame_choice.choose_kept(choice, times, ends, seconds, shown, where="v.mp4")]
 
 
 @pytest.mark.parametrize("seconds", [3.0, 20.0, 61.7, 300.0])
@@ -50,30 +49,183 @@ def _store(directory, seconds: float, fps: float, native: float) -> frame_store.
     frame_choice.FrameChoice(count=768, fps=1.0, placement="rounded"),
   ],
 )
-def test_frames_are_off_by_an_eighth_of_their_distance_at_most(tmp_path, choice, seconds):
+def test_frames_are_off_by_an_eighth_of_their_distance_at_most(choice, seconds):
   count = choice.count if choice.fps is None else min(choice.count, seconds * choice.fps)
   fps = frame_cache.needed_fps(count, seconds)
-  store = _store(tmp_path / "store", seconds, fps, native=120.0)
   shown = records.Span(start=0.0, end=seconds)
   wanted = frame_choice.choose(choice, round(seconds * 30), 30.0) / 30
-  found = store.timestamps("v.mp4")[asked_items.choose_frames(choice, store, ITEM, shown)]
+  found = _chosen(choice, seconds, fps, 120.0, shown)
   nearest = np.abs(found[:, None] - wanted).min(axis=0)
   # The last kept frame begins up to one kept interval before the end.
   slack = np.where(wanted > found[-1], 1 / fps, 0)
   assert (nearest <= seconds / count / 8 + 1 / 120 + slack).all()
 
 
-def test_the_frame_on_the_screen_is_shown_though_the_next_is_nearer(tmp_path):
-  store = _store(tmp_path / "store", 4.0, fps=1.0, native=1.0)  # each is shown for a second
-  shown = records.Span(start=0.0, end=4.0)
+def test_the_frame_on_the_screen_is_shown_though_the_next_is_nearer():
+  shown = records.Span(start=0.0, end=4.0)  # each is shown for a second
   choice = frame_choice.FrameChoice(count=4, placement="inside")  # at 0.8, 1.6, 2.4 and 3.2 s
-  assert asked_items.choose_frames(choice, store, ITEM, shown).tolist() == [0, 1, 2, 3]
+  assert _chosen(choice, 4.0, 1.0, 1.0, shown).tolist() == [0, 1, 2, 3]
 
 
-def test_only_the_clip_is_shown(tmp_path):
-  store = _store(tmp_path / "store", 60.0, fps=4.0, native=24.0)
+def test_only_the_clip_is_shown():
   shown = records.Span(start=10.0, end=14.0)
-  item = dataclasses.replace(ITEM, clip=shown)
-  choice = frame_choice.FrameChoice(count=8)
-  times = store.timestamps("v.mp4")[asked_items.choose_frames(choice, store, item, shown)]
+  times = _chosen(frame_choice.FrameChoice(count=8), 60.0, 4.0, 24.0, shown)
   assert times[0] == 10.0 and 13.5 <= times[-1] < 14.0 and len(times) == 8
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+  """A tiny Qwen2.5-VL, whose run stores frames of at most 448 pixels."""
+  return nano.build(nano.make_data(tmp_path_factory.mktemp("data")))
+
+
+def _asker(context, root, protocol: protocols.Protocol) -> asked_items.ItemAsker:
+  cache = frame_cache.FrameCache(
+    videos=root, cache=root / "frames", limits=guarded_reader.DecodeLimits(processes=1)
+  )
+  return asked_items.ItemAsker(context=context, protocol=protocol, cache=cache, root=root)
+
+
+def _images(encoded) -> np.ndarray:
+  """The second image of each temporal patch of a Qwen2.5-VL prompt, put together from patches."""
+  (grid,) = encoded.grids
+  patches = np.stack([frame.vision.patches for frame in encoded.frames])
+  rows, columns = grid.height // 2, grid.width // 2  # media tokens of 2 x 2 patches
+  parts = patches.reshape(len(patches), rows, columns, 2, 2, 3, 2, 14, 14)[:, :, :, :, :, :, 1]
+  return parts.transpose(0, 1, 3, 6, 2, 4, 7, 5).reshape(-1, grid.height * 14, grid.width * 14, 3)
+
+
+@pytest.mark.parametrize(
+  ("name", "size"),
+  [
+    ("video_mme@official", (728, 1288)),
+    ("tempcompass@official", (532, 952)),
+    ("mvbench@official", (168, 280)),
+  ],
+)
+def test_a_protocol_shows_frames_at_its_own_size_not_at_that_of_the_runs_data(
+  context, tmp_path, name, size
+):
+  """Lines of 4 pixels are grey in frames of 448. Reference: Pillow, from the frames in full."""
+  across = np.arange(1280) // 2 % 2 * 160
+  pictures = [np.zeros((720, 1280, 3), np.uint8) for _ in range(4)]
+  for place, picture in enumerate(pictures):
+    picture[:] = (across + 20 * place)[None, :, None]
+  videos.write(tmp_path / "v.mp4", frames=4, fps=2, pictures=pictures)
+  protocol = protocols.get(name)
+  benchmark = protocol.benchmark
+  item = dataclasses.replace(ITEM, benchmark=benchmark)
+  asked = _asker(context, tmp_path, protocol).ask(item)
+  found = _images(asked.encoded).astype(int)
+  (grid,) = asked.encoded.grids
+  assert (grid.height * 14, grid.width * 14) == size
+  assert play_items.shown_media(context, asked) == (4, *size)
+  decoded = [
+    timed.frame.to_ndarray(format="rgb24") for timed in video_file.decode(tmp_path / "v.mp4")
+  ]
+  expected = np.stack(
+    [
+      np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC))
+      for frame in decoded[1::2]
+    ]
+  ).astype(int)
+  assert found.shape == expected.shape
+  assert np.abs(found - expected).mean() < 2
+  if size[1] > 600:
+    assert expected[:, :, 100:-100].std(axis=2).min() > 25 and found.std(axis=2).min() > 25
+
+
+def test_a_recipe_shows_frames_as_its_own_data_has_them(context, tmp_path):
+  videos.write(tmp_path / "v.mp4", frames=8, fps=2, size=640)
+  item = dataclasses.replace(ITEM, benchmark="moss_video")
+  asked = _asker(context, tmp_path, protocols.get("moss_video@recipe")).ask(item)
+  assert asked.clip.shape[1:] == (448, 448)
+  assert play_items.shown_media(context, asked)[1:] == (56, 56)
+
+
+def _text(context, encoded) -> str:
+  """The text tokens of a prompt."""
+  ids = encoded.tokens[encoded.kind == records.Kind.TEXT]
+  return context.processor.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+
+_SRT = "".join(
+  f"{n}\n00:00:{n:02d},000 --> 00:00:{n:02d},900\nsaid at {n}\n\n" for n in range(1, 20)
+)
+
+
+@pytest.mark.parametrize(
+  ("clip", "placement", "said"),
+  [
+    (None, "ends", [6, 13, 19]),  # frames at 0, 6.6, 13.3 and 19.9 s; nothing is said at 0
+    (None, "middles", [2, 7, 12, 17]),  # at 2.4, 7.4, 12.4 and 17.4 s
+    (records.Span(start=8.0, end=12.0), "middles", [8, 9, 10, 11]),
+  ],
+)
+def test_the_subtitles_are_those_at_the_times_of_the_shown_frames(
+  context, tmp_path, clip, placement, said
+):
+  videos.write(tmp_path / "v.mp4", frames=160, fps=8)
+  (tmp_path / "v.srt").write_text(_SRT)
+  official = protocols.get("video_mme@subtitles")
+  choice = frame_choice.FrameChoice(count=4, placement=placement)
+  protocol = dataclasses.replace(official, frames=choice)
+  item = dataclasses.replace(ITEM, benchmark="video_mme", subtitles="v.srt", clip=clip)
+  asked = _asker(context, tmp_path, protocol).ask(item)
+  assert len(asked.clip) == 4
+  lines = "\n".join(f"said at {second}" for second in said)
+  assert _text(context, asked.encoded) == (
+    "<|im_start|>user\n<|vision_start|><|vision_end|>This video's subtitles are listed below:\n"
+    f"{lines}\nSelect the best answer to the following multiple-choice question based on the "
+    "video. Respond with only the letter (A, B, C, or D) of the correct option.\n?\nA. a\nB. b\n"
+    "The best answer is:<|im_end|>\n<|im_start|>assistant\n"
+  )
+
+
+def test_subtitles_of_a_cut_video_are_timed_as_the_video_that_it_was_cut_from(context, tmp_path):
+  videos.write(tmp_path / "v.mp4", frames=160, fps=8)
+  lines = [
+    {"start": f"00:00:{n + 40}.0", "end": f"00:00:{n + 40}.9", "line": f"said at {n}"}
+    for n in range(1, 20)
+  ]
+  (tmp_path / "v.json").write_text(json.dumps(lines))
+  protocol = dataclasses.replace(
+    protocols.get("longvideobench@official"),
+    frames=frame_choice.FrameChoice(count=2, placement="middles"),
+  )
+  record = {"starting_timestamp_for_subtitles": 40.0, "duration": 20.0}
+  item = dataclasses.replace(
+    ITEM, benchmark="longvideobench", subtitles="v.json", source_record=record
+  )
+  asked = _asker(context, tmp_path, protocol).ask(item)  # frames at 5 and 15 s
+  found = _text(context, asked.encoded)
+  assert "said at 5\nsaid at 15\nQuestion: ?\n" in found and found.count("said at") == 2
+
+
+def test_a_system_turn_comes_first_and_the_reply_is_begun(context, tmp_path):
+  videos.write(tmp_path / "v.mp4", frames=16, fps=8)
+  asked = _asker(context, tmp_path, protocols.get("mvbench@official")).ask(ITEM)
+  found = _text(context, asked.encoded)
+  assert found.startswith("<|im_start|>system\nCarefully watch the video and pay attention to")
+  assert found.endswith(
+    "the question.\n<|im_end|>\n<|im_start|>user\n<|vision_start|><|vision_end|>Question: ?\n"
+    "Options:\n(A) a\n(B) b\nOnly give the best option.<|im_end|>\n<|im_start|>assistant\n"
+    "Best option:("
+  )
+  after = asked.encoded.positions[-len(context.processor.encode_reply("Best option:(")) + 1 :, 0]
+  assert np.diff(after).tolist() == [1] * (len(after) - 1)
+  assert asked.encoded.next_position == after[-1] + 1
+  media = np.flatnonzero(asked.encoded.kind == records.Kind.VIDEO)
+  assert len(media) == sum(grid.frames * grid.patches // 4 for grid in asked.encoded.grids)
+
+
+@pytest.mark.parametrize("name", ["video_mmmu@official", "video_mmmu@video_r1"])
+def test_the_picture_of_a_question_is_shown_by_the_video_alone(context, tmp_path, name):
+  """As in lmms-eval and Video-R1: of adaptation it is the last frame of the lecture."""
+  videos.write(tmp_path / "v.mp4", frames=80, fps=8)
+  item = dataclasses.replace(
+    ITEM, benchmark="video_mmmu", images=("absent.png",), strata={"track": ("adaptation",)}
+  )
+  asked = _asker(context, tmp_path, protocols.get(name)).ask(item)
+  assert [grid.kind for grid in asked.encoded.grids] == [records.Kind.VIDEO]
+  assert asked.clip.timestamps[-1] > 9.8

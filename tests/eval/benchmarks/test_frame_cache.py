@@ -7,9 +7,12 @@ from PIL import Image
 import pytest
 
 from tests.data import videos
+from vr_jax import records
 from vr_jax.data import guarded_reader
 from vr_jax.errors import InputError
-from vr_jax.eval.benchmarks import frame_cache
+from vr_jax.eval.benchmarks import frame_cache, frame_choice
+
+AS_DATA = {"quality": 90, "max_side": 448}
 
 
 @pytest.fixture
@@ -18,27 +21,25 @@ def cache(tmp_path):
   return frame_cache.FrameCache(
     videos=tmp_path / "sets",
     cache=tmp_path / "frames",
-    quality=90,
-    max_side=448,
     limits=guarded_reader.DecodeLimits(processes=1),
   )
 
 
 def test_a_video_is_decoded_once_for_each_rate(cache, monkeypatch):
-  store = cache.open("clips/a.mp4", fps=2.0, frame_rate=None)
+  store = cache.open("clips/a.mp4", fps=2.0, frame_rate=None, **AS_DATA)
   np.testing.assert_allclose(store.timestamps("clips/a.mp4"), np.arange(10) / 2)
-  every = cache.open("clips/a.mp4", fps=64.0, frame_rate=None)
+  every = cache.open("clips/a.mp4", fps=64.0, frame_rate=None, **AS_DATA)
   np.testing.assert_allclose(every.timestamps("clips/a.mp4"), np.arange(40) / 8)
   monkeypatch.setattr(guarded_reader, "extract_all", None)
-  again = cache.open("clips/a.mp4", fps=2.0, frame_rate=None)
+  again = cache.open("clips/a.mp4", fps=2.0, frame_rate=None, **AS_DATA)
   assert again is store  # for the next question about it
   np.testing.assert_array_equal(again.read("clips/a.mp4", [3]), store.read("clips/a.mp4", [3]))
 
 
 def test_another_file_of_the_same_name_is_decoded_anew(cache, tmp_path):
-  before = cache.open("clips/a.mp4", fps=2.0, frame_rate=None).timestamps("clips/a.mp4")
+  before = cache.open("clips/a.mp4", fps=2.0, frame_rate=None, **AS_DATA).timestamps("clips/a.mp4")
   videos.write(tmp_path / "sets" / "clips" / "a.mp4", frames=24, size=64)
-  after = cache.open("clips/a.mp4", fps=2.0, frame_rate=None).timestamps("clips/a.mp4")
+  after = cache.open("clips/a.mp4", fps=2.0, frame_rate=None, **AS_DATA).timestamps("clips/a.mp4")
   assert (len(before), len(after)) == (10, 6)
 
 
@@ -47,7 +48,7 @@ def test_a_folder_of_pictures_is_a_video(cache, tmp_path):
   folder.mkdir(parents=True)
   for number in range(1, 10):
     Image.new("RGB", (64, 48), (number * 20, 0, 0)).save(folder / f"{number:05d}.jpg")
-  store = cache.open("tvqa/clip", fps=8.0, frame_rate=3.0)
+  store = cache.open("tvqa/clip", fps=8.0, frame_rate=3.0, **AS_DATA)
   np.testing.assert_allclose(store.timestamps("tvqa/clip"), np.arange(9) / 3)
   reds = store.read("tvqa/clip", range(9))[:, 20, 20, 0].astype(int)
   np.testing.assert_allclose(reds, np.arange(1, 10) * 20, atol=3)
@@ -55,10 +56,10 @@ def test_a_folder_of_pictures_is_a_video(cache, tmp_path):
 
 def test_a_missing_or_damaged_video_is_named(cache, tmp_path):
   with pytest.raises(InputError, match=r"b\.mp4: no such file"):
-    cache.open("clips/b.mp4", fps=2.0, frame_rate=None)
+    cache.open("clips/b.mp4", fps=2.0, frame_rate=None, **AS_DATA)
   (tmp_path / "sets" / "clips" / "b.mp4").write_bytes(b"nothing")
   with pytest.raises(InputError, match=r"b\.mp4"):
-    cache.open("clips/b.mp4", fps=2.0, frame_rate=None)
+    cache.open("clips/b.mp4", fps=2.0, frame_rate=None, **AS_DATA)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +70,13 @@ def test_short_clips_are_decoded_at_a_higher_rate(frames, seconds, fps):
 
 
 def test_what_a_kill_has_cut_is_decoded_anew_and_two_writers_get_in_nobodys_way(cache, tmp_path):
-  store = cache.open("clips/a.mp4", fps=2.0, frame_rate=None)
+  store = cache.open("clips/a.mp4", fps=2.0, frame_rate=None, **AS_DATA)
   (directory,) = (tmp_path / "frames").glob("*/*")
   (directory / "videos.npz").unlink()
   with futures.ThreadPoolExecutor(4) as pool:
-    opened = list(pool.map(lambda _: cache.open("clips/a.mp4", fps=2.0, frame_rate=None), range(4)))
+    opened = list(
+      pool.map(lambda _: cache.open("clips/a.mp4", fps=2.0, frame_rate=None, **AS_DATA), range(4))
+    )
   for each in opened:
     np.testing.assert_array_equal(each.timestamps("clips/a.mp4"), store.timestamps("clips/a.mp4"))
   assert len(list((tmp_path / "frames").glob("*/*"))) == 1
@@ -84,13 +87,40 @@ def test_a_picture_that_is_replaced_in_a_folder_is_read_anew(cache, tmp_path):
   folder.mkdir(parents=True)
   for number in range(1, 4):
     Image.new("RGB", (64, 48), (200, 0, 0)).save(folder / f"{number:05d}.jpg")
-  cache.open("tvqa/clip", fps=8.0, frame_rate=3.0)
+  cache.open("tvqa/clip", fps=8.0, frame_rate=3.0, **AS_DATA)
   Image.new("RGB", (64, 48), (0, 0, 200)).save(folder / "00002.jpg", quality=80)
-  frames = cache.open("tvqa/clip", fps=8.0, frame_rate=3.0).read("tvqa/clip", range(3))
+  frames = cache.open("tvqa/clip", fps=8.0, frame_rate=3.0, **AS_DATA).read("tvqa/clip", range(3))
   assert frames[1, 20, 20, 2] > 150 > 50 > frames[0, 20, 20, 2]
 
 
 def test_frames_that_cannot_be_kept_are_no_fault_of_the_video(cache, tmp_path):
   (tmp_path / "frames").write_bytes(b"a file, where a directory is needed")
   with pytest.raises(OSError):
-    cache.open("clips/a.mp4", fps=2.0, frame_rate=None)
+    cache.open("clips/a.mp4", fps=2.0, frame_rate=None, **AS_DATA)
+
+
+def test_only_the_chosen_frames_of_a_clip_are_kept_at_their_own_size(cache, tmp_path, monkeypatch):
+  videos.write(tmp_path / "sets" / "b.mp4", frames=240, fps=30, size=96)
+  choice, clip = frame_choice.FrameChoice(count=8), records.Span(start=2.0, end=4.0)
+  ask = {"clip": clip, "frame_rate": None}
+  store = cache.open_chosen("b.mp4", choice, pixels=10_000, **ask)
+  times = store.timestamps("b.mp4")
+  np.testing.assert_allclose(times, np.linspace(2.0, 119 / 30, 8), atol=1 / 28)
+  assert store.size("b.mp4") == (96, 96) and abs(store.duration("b.mp4") - 8) < 0.01
+  greys = store.read("b.mp4", range(8))[:, 60, 60, 0].astype(int)
+  np.testing.assert_allclose(greys, 10 + 3 * (np.round(times * 30) % 80), atol=3)
+  smaller = cache.open_chosen("b.mp4", choice, pixels=24 * 24, **ask)
+  assert smaller.size("b.mp4") == (48, 48)
+  monkeypatch.setattr(guarded_reader, "extract_all", None)
+  assert cache.open_chosen("b.mp4", choice, pixels=10_000, **ask) is store
+
+
+def test_frames_of_a_long_video_are_chosen_among_fewer_all_over_it(cache, tmp_path, monkeypatch):
+  videos.write(tmp_path / "sets" / "b.mp4", frames=200, fps=2, size=32)  # 100 s
+  monkeypatch.setattr(frame_cache, "MOST_FRAMES", 32)
+  choice = frame_choice.FrameChoice(count=4)
+  store = cache.open_chosen("b.mp4", choice, pixels=10_000, clip=None, frame_rate=None)
+  times = store.timestamps("b.mp4")
+  assert np.abs(times - np.linspace(0, 99.5, 4)).max() <= 4.0 and times[-1] > 95.0
+  greys = store.read("b.mp4", range(4))[:, 20, 20, 0].astype(int)
+  np.testing.assert_allclose(greys, 10 + 3 * (times * 2 % 80), atol=3)

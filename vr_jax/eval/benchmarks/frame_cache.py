@@ -1,7 +1,10 @@
-"""Frames of a benchmark's videos, kept in one small frame store for each video and rate.
+"""Frames of a benchmark's videos, kept in one small frame store for each video and use.
 
-A protocol may ask for more frames of a short clip than of a long video, so a video is decoded at
-the rate that its question needs: the next power of two.
+A recipe's questions use all frames at the rate that the run's data has (`FrameCache.open`). A
+protocol shows some frames of a video or clip (`FrameCache.open_chosen`), and only these are kept,
+once for all questions that show the same. They are chosen among at least four for each that is
+shown: up to 2,048 frames, spread over the video. They are kept as large as they are in the file,
+unless the protocol shows them at under half of that width and height.
 """
 
 from collections.abc import Sequence
@@ -15,18 +18,23 @@ import math
 from pathlib import Path
 import shutil
 import tempfile
+from typing import Any
 
 import av
 
+from vr_jax import records
 from vr_jax.data import frame_store, guarded_reader, image_folder, picture_file, video_file
 from vr_jax.errors import InputError
+from vr_jax.eval.benchmarks import frame_choice
 
 MEGABYTES = 1 << 20  # of a shard: a video is one file
-MOST_FRAMES = 20_000  # that are kept of one video
+MOST_FRAMES = 2048  # of a video, from which those that a protocol shows are chosen
 LOWEST_FPS = 2.0
-_FORMAT = 1
+_FORMAT = 2
 _OPEN = 32  # stores that are kept open
 _LAST = "videos.npz"  # of a frame store, which is complete with it
+_QUALITY = 95  # of JPEG, for frames that a protocol shows
+_ANY_SIDE = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,50 +43,109 @@ class FrameCache:
 
   videos: the directory that names are relative to.
   cache: where frames are kept.
-  quality: of JPEG.
-  max_side: pixels; larger frames are scaled down.
   """
 
   videos: Path
   cache: Path
-  quality: int
-  max_side: int
   limits: guarded_reader.DecodeLimits
 
-  def open(self, name: str, *, fps: float, frame_rate: float | None) -> frame_store.FrameStore:
+  def open(
+    self, name: str, *, fps: float, quality: int, max_side: int, frame_rate: float | None
+  ) -> frame_store.FrameStore:
     """Opens the frames of one video, which the store calls `name`; decodes it if need be.
 
-    fps: frames a second to keep, at least.
+    fps: frames a second to keep.
+    quality, max_side: see `video_file.extract`.
     frame_rate: of a folder of pictures; None if `name` is a file.
 
     Raises InputError if the video is missing or can't be decoded, OSError if frames can't be kept.
     """
+    path = self._existing(name, frame_rate)
+    how = {"fps": fps, "quality": quality, "max_side": max_side}
+    directory = self._directory(path, name, frame_rate, how)
+    if not (directory / _LAST).is_file():
+      _write(directory, name, self._extract(path, frame_rate, how), fps)
+    return _open(directory)
+
+  def open_chosen(
+    self,
+    name: str,
+    choice: frame_choice.FrameChoice,
+    *,
+    pixels: int,
+    clip: records.Span | None,
+    frame_rate: float | None,
+  ) -> frame_store.FrameStore:
+    """Opens the frames of one video, or a clip of it, that a rule chooses, and no others.
+
+    pixels: that a frame is shown with, at most.
+    frame_rate: see `open`.
+
+    Raises what `open` does, and InputError if the clip shows no frame.
+    """
+    path = self._existing(name, frame_rate)
+    how: dict[str, Any] = {
+      "quality": _QUALITY,
+      "max_side": _ANY_SIDE,
+      "kept_pixels": video_file.pixels_to_keep(pixels),
+      "thin_to": MOST_FRAMES,
+    }
+    chosen = {"choice": dataclasses.asdict(choice), "clip": clip and [clip.start, clip.end]}
+    directory = self._directory(path, name, frame_rate, how | chosen)
+    if not (directory / _LAST).is_file():
+      video = self._extract(path, frame_rate, how | {"fps": LOWEST_FPS})
+      shown = frame_choice.shown_part(clip, video.duration, where=name)
+      seconds = shown.end - shown.start
+      count = choice.count if choice.fps is None else min(choice.count, choice.fps * seconds)
+      most = MOST_FRAMES / max(video.duration, 1.0)
+      fps = max(LOWEST_FPS, min(needed_fps(count, seconds), most))
+      if fps > LOWEST_FPS and video.duration:
+        video = self._extract(path, frame_rate, how | {"fps": fps})
+      _write(directory, name, _take(video, choice, shown, name), fps)
+    return _open(directory)
+
+  def _existing(self, name: str, frame_rate: float | None) -> Path:
     path = self.videos / name
     if not path.exists():
       raise InputError(f"{path}: no such {'folder' if frame_rate else 'file'}")
-    directory = self._directory(path, name, fps, frame_rate)
-    if not (directory / _LAST).is_file():
-      folders = {path: _folder(path, frame_rate)} if frame_rate else {}
-      (extracted,) = guarded_reader.extract_all(
-        [path],
-        fps=fps,
-        quality=self.quality,
-        max_side=self.max_side,
-        limits=self.limits,
-        folders=folders,
-      )
-      if isinstance(extracted, InputError):
-        raise extracted
-      _write(directory, name, extracted, fps)
-    return _open(directory)
+    return path
 
-  def _directory(self, path: Path, name: str, fps: float, frame_rate: float | None) -> Path:
+  def _extract(
+    self, path: Path, frame_rate: float | None, how: dict[str, Any]
+  ) -> video_file.ExtractedVideo:
+    folders = {path: _folder(path, frame_rate)} if frame_rate else {}
+    (extracted,) = guarded_reader.extract_all([path], limits=self.limits, folders=folders, **how)
+    if isinstance(extracted, InputError):
+      raise extracted
+    return extracted
+
+  def _directory(
+    self, path: Path, name: str, frame_rate: float | None, how: dict[str, Any]
+  ) -> Path:
     """Where a video's frames are: another file of the same name has another place."""
     files = sorted(path.iterdir()) if frame_rate else [path]
     stats = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
-    made_of = [_FORMAT, av.__version__, name, stats, fps, frame_rate, self.quality, self.max_side]
-    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    made_of = [_FORMAT, av.__version__, name, stats, frame_rate, how]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     return self.cache / digest[:2] / digest[2:34]
+
+
+def _take(
+  video: video_file.ExtractedVideo,
+  choice: frame_choice.FrameChoice,
+  shown: records.Span,
+  name: str,
+) -> video_file.ExtractedVideo:
+  """The video with the frames alone that a rule chooses."""
+  indices = frame_choice.choose_kept(
+    choice, video.timestamps, video.ends, video.duration, shown, where=name
+  )
+  return dataclasses.replace(
+    video,
+    jpegs=tuple(video.jpegs[index] for index in indices),
+    timestamps=video.timestamps[indices],
+    ends=video.ends[indices],
+  )
 
 
 def _write(directory: Path, name: str, extracted: video_file.ExtractedVideo, fps: float) -> None:

@@ -1,15 +1,20 @@
 """Which frames of a video each benchmark's program shows.
 
 Programs differ even where they say "32 frames": with both ends or only the inside, rounded or cut.
+
+Frames are chosen by time: a rule for indices is applied to a video of 30 frames a second. For each
+of these times the frame on the screen is shown if it is kept, else the nearest kept one. Where
+several times have the same frame, it is shown once.
 """
 
 import dataclasses
 from typing import Literal
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 import numpy as np
 
-from vr_jax import records
+from vr_jax import frame_times, records
+from vr_jax.data import sampling
 from vr_jax.errors import InputError
 
 # ends: evenly from the first to the last, fractions cut (lmms-eval).
@@ -18,6 +23,9 @@ from vr_jax.errors import InputError
 # inside: i N / (n + 1) for i from 1 to n (VLMEvalKit).
 # starts: i floor(N / n) from 0, at most one a second (LongVideoBench).
 Placement = Literal["ends", "rounded", "middles", "inside", "starts"]
+
+
+_FPS = 30.0  # of the video that rules for indices are applied to
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +75,53 @@ def choose(
   else:
     chosen = first + (last - first + 1) // count * span
   return np.clip(chosen.astype(int), first, last)
+
+
+def choose_kept(
+  choice: FrameChoice,
+  timestamps: Float[np.ndarray, "kept"],
+  ends: Float[np.ndarray, "kept"],
+  duration: float,
+  shown: records.Span,
+  *,
+  where: str,
+) -> Int[np.ndarray, "frames"]:
+  """Indices of the kept frames on the screen when the rule's frames are, or nearest to them.
+
+  timestamps, ends: when each kept frame came and went, in seconds. duration: of the video.
+  shown: the part of the video to choose from. where: names the video in errors.
+
+  Raises InputError if that part shows no frame.
+  """
+  if len(timestamps) == 1:
+    return np.zeros(1, np.int64)
+  frames = max(1, round(duration * _FPS))
+  # The video's last frame begins before its end.
+  end = min(shown.end, (frames - 1) / _FPS)
+  clip = records.Span(start=shown.start, end=max(end, shown.start))
+  times = choose(choice, frames, _FPS, clip) / _FPS
+  before = np.searchsorted(timestamps, times + frame_times.TOLERANCE, side="right") - 1
+  before = np.clip(before, 0, len(timestamps) - 1)
+  after = np.minimum(before + 1, len(timestamps) - 1)
+  is_gone = ends[before] + frame_times.TOLERANCE < times
+  is_nearer = timestamps[after] - times < times - ends[before]
+  indices = np.where(is_gone & is_nearer, after, before)
+  first, stop = sampling.shown_range(timestamps, ends, shown)
+  if stop <= first:
+    raise InputError(f"{where}: shows no frame from {shown.start:g} to {shown.end:g} s")
+  return np.unique(np.clip(indices, first, stop - 1))
+
+
+def shown_part(clip: records.Span | None, duration: float, *, where: str) -> records.Span:
+  """The part of a video that is shown: a clip of it, or all (None).
+
+  Raises InputError if the clip begins behind the video's end. where: names the video in it.
+  """
+  if clip is None:
+    return records.Span(start=0.0, end=duration)
+  if clip.start >= duration:
+    raise InputError(f"{where}: ends at {duration:g} s, its clip begins at {clip.start:g} s")
+  return records.Span(start=clip.start, end=min(clip.end, duration))
 
 
 def _count(choice: FrameChoice, frames: int, fps: float) -> int:

@@ -223,6 +223,7 @@ def play_chunk(
     for each in (played.rollout.tokens, played.rollout.kind, played.rollout.turn)
   )
   sampled, limit = kind == records.Kind.MODEL, _reply_limit(context, protocol)
+  shown = [shown_media(context, item) for item in items]
   if context.config.rl.repetition_window:
     limit = 1  # any reply without an end was cut
   return [
@@ -232,13 +233,27 @@ def play_chunk(
       tokens=int(sampled[row].sum()),
       turns=len(episode.replies),
       truncated=_is_cut(context, tokens[row], sampled[row], turn[row], limit),
-      frames=len(item.clip),
-      height=item.clip.shape[1],
-      width=item.clip.shape[2],
+      frames=frames,
+      height=height,
+      width=width,
       times=tuple(float(time) for time in item.clip.timestamps),
     )
-    for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True))
+    for row, (item, (episode,), (frames, height, width)) in enumerate(
+      zip(items, replies.episodes, shown, strict=True)
+    )
   ]
+
+
+def shown_media(context: run_context.RunContext, item: batching.BatchItem) -> tuple[int, int, int]:
+  """How many frames a prompt shows, and their height and width in pixels, as the model sees them.
+
+  An opening that shows frames one by one may show some of the clip only.
+  """
+  grids = item.encoded.grids
+  if not grids:
+    return 0, 0, 0
+  pictures = sum(grid.kind == records.Kind.IMAGE for grid in grids)
+  return (pictures or len(item.clip), *context.processor.frame_size(grids[0]))
 
 
 def _is_cut(

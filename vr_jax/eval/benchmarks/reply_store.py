@@ -27,7 +27,8 @@ class StoredReply:
   reply: of the last turn.
   tokens: sampled ones, of all turns; turns: how many there were.
   truncated: whether a reply reached its limit of tokens before its end.
-  frames: number of those shown; height, width: as stored, in pixels; times: in seconds.
+  frames: number of those that the prompt shows; height, width: of each as the model sees it, in
+    pixels; times: of the clip's frames, in seconds.
   problem: why there is no reply, "" if there is one.
   """
 

@@ -302,7 +302,7 @@ def to_json(rows: Sequence[scored_protocol.ScoredProtocol]) -> list[dict[str, An
 
 
 def _describe_shown(replies: Sequence[reply_store.StoredReply]) -> str:
-  """The frames of a video and their stored size, or the range of each."""
+  """The frames of a prompt and their pixels as the model sees them, or the range of each."""
 
   def spread(values: Iterable[int]) -> str:
     found = sorted(values)

@@ -22,7 +22,7 @@ class ScoredProtocol:
   absent_groups: strata of a complete set that have no question here.
   split: of the benchmark.
   tokens: mean number of sampled tokens of a reply.
-  shown: frames and pixels of the videos, as "32 x 448 x 252".
+  shown: frames of a prompt, and pixels of each as the model sees them: "32 x 602112".
   unjudged: questions whose reasoning has no verdicts, as there is no judge.
   beside: of `questions`, those that count in `further` values alone; beside_failed: of these.
   unreadable: verdicts of the judge that could not be read.
