@@ -6,7 +6,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image, ImageOps
 
-from vr_jax.data import video_file
+from vr_jax.data import upright_images, video_file
 from vr_jax.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -48,7 +48,7 @@ def extract(
       _check_still(path, image)
       upright = ImageOps.exif_transpose(image)
       width, height = upright.size
-      side = video_file.longest_side(upright.size, max_side, kept_pixels)
+      side = upright_images.longest_side(upright.size, max_side, kept_pixels)
       pixels = _pixels(upright, max(1, round(side)))
   # Decoders of some formats raise SyntaxError or ValueError for damaged files.
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

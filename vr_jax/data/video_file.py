@@ -8,7 +8,6 @@ import math
 import os
 from pathlib import Path
 import shlex
-from typing import Any
 
 import av
 import av.container
@@ -21,15 +20,11 @@ import numpy as np
 from PIL import Image
 
 from vr_jax import frame_times
-from vr_jax.data import file_structure, video_clock
+from vr_jax.data import file_structure, upright_images, video_clock
 from vr_jax.errors import InputError
 
 # Of a frame or picture, by default.
 MAX_PIXELS = 100_000_000
-
-# Frames are kept with up to so many times the pixels that they are shown with. Twice as wide and
-# high, they are hardly softer where they are scaled down a second time.
-_KEPT_PER_SHOWN = 4
 
 # FFmpeg opens pictures (also as "png_pipe" and the like), plain text and lists of other files as
 # video streams.
@@ -141,11 +136,11 @@ def extract(
         f"{path}: has more than {most_frames} frames at {fps:g} a second; ask for fewer a second, "
         "or cut the video"
       )
-    side = longest_side(_shown_size(timed), max_side, kept_pixels)
-    image = _upright_image(timed, reformatter, side, size=(width, height))
+    side = upright_images.longest_side(upright_images.shown_size(timed), max_side, kept_pixels)
+    image = upright_images.upright_image(timed, reformatter, side, size=(width, height))
     height, width = image.shape[:2]
     if not jpegs:
-      original = _scaled(_shown_size(timed), 1.0)
+      original = upright_images.scaled(upright_images.shown_size(timed), 1.0)
     jpegs.append(encode(image, quality))
     timestamps.append(timed.start)
     ends.append(timed.end)
@@ -204,7 +199,7 @@ def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 def _check_turn(path: Path, frame: av.VideoFrame) -> None:
   """Raises InputError if a frame is to be shown neither upright nor turned by a quarter turn."""
-  a, b, c, d = _matrix(frame)
+  a, b, c, d = upright_images.matrix(frame)
   straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
   if min(straight, crossed) > 0.02 * max(straight, crossed):
     degrees = math.degrees(math.atan2(b, a))
@@ -377,89 +372,6 @@ def _check_avi_length(
 def _check_end(path: Path, declared: float, reached: float, slack: float) -> None:
   if declared - reached > max(3 * slack, 0.25):
     raise InputError(f"{path}: is truncated: it ends at {reached:.2f} s of {declared:.2f} s")
-
-
-def _upright_image(
-  timed: video_clock.TimedFrame,
-  reformatter: av.video.reformatter.VideoReformatter,
-  max_side: float,
-  *,
-  size: tuple[int, int],
-) -> UInt8[np.ndarray, "height width 3"]:
-  """Converts a frame to upright RGB with square pixels.
-
-  size: (width, height) in pixels that the frame is fitted into; (0, 0) scales to `max_side`
-    instead.
-  """
-  frame = timed.frame
-  sideways, flip_x, flip_y = _orientation(frame)
-  shown = _shown_size(timed)
-  fitted = _scaled(shown, min(1.0, max_side / max(shown)))
-  size = size if all(size) else fitted
-  if size != fitted:
-    fitted = _scaled(shown, min(size[0] / shown[0], size[1] / shown[1]))
-    if all(abs(a - b) <= 1 for a, b in zip(size, fitted, strict=True)):
-      fitted = size  # the same shape, up to whole pixels
-  width, height = fitted[::-1] if sideways else fitted
-  rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
-  image = rgb.to_ndarray()
-  image = image.transpose(1, 0, 2) if sideways else image
-  image = np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
-  return image if size == fitted else _with_bars(image, size)
-
-
-def pixels_to_keep(shown: int) -> int:
-  """The `kept_pixels` of frames that are shown with `shown` pixels at most."""
-  return _KEPT_PER_SHOWN * shown
-
-
-def longest_side(
-  shown: tuple[float, float], max_side: int, kept_pixels: int | None = None
-) -> float:
-  """The longer side in pixels that a frame is kept with, at most. shown: its width and height."""
-  if kept_pixels is None:
-    return max_side
-  return min(max_side, max(shown) * math.sqrt(kept_pixels / (shown[0] * shown[1])))
-
-
-def _shown_size(timed: video_clock.TimedFrame) -> tuple[float, float]:
-  """(width, height) of an upright frame with square pixels."""
-  width, height = timed.frame.width * timed.pixel_aspect, float(timed.frame.height)
-  return (height, width) if _orientation(timed.frame)[0] else (width, height)
-
-
-def _scaled(shown: tuple[float, float], scale: float) -> tuple[int, int]:
-  """Whole pixels of a (width, height) that is scaled."""
-  return max(1, round(shown[0] * scale)), max(1, round(shown[1] * scale))
-
-
-def _with_bars(
-  image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "bar_height bar_width 3"]:
-  """Puts an image in the middle of a black one. size: (width, height), at least the image's."""
-  height, width, _ = image.shape
-  top, left = (size[1] - height) // 2, (size[0] - width) // 2
-  canvas = np.zeros((size[1], size[0], 3), np.uint8)
-  canvas[top : top + height, left : left + width] = image
-  return canvas
-
-
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-  """How the file says that a frame is to be shown: (swap axes, then mirror x, mirror y)."""
-  a, b, c, d = _matrix(frame)
-  if abs(b) + abs(c) < abs(a) + abs(d):
-    return False, a < 0, d < 0
-  return True, c < 0, b < 0
-
-
-def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-  """Of how a frame is turned: a point (x, y) of it is shown at (a x + c y, b x + d y)."""
-  side_data: Any = frame.side_data  # PyAV's stub knows names of types alone as keys
-  matrix = side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
-  if matrix is None:
-    return 1, 0, 0, 1
-  a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-  return a, b, c, d
 
 
 def encode(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:

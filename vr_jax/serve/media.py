@@ -19,7 +19,7 @@ import urllib.parse
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.data import guarded_reader, video_file
+from vr_jax.data import guarded_reader, upright_images, video_file
 from vr_jax.serve import bounded_cache, download, request_error
 from vr_jax.train import paths
 
@@ -98,7 +98,7 @@ class MediaLibrary:
         fps=fps,
         quality=data.quality,
         max_side=data.max_side if pixels is None else _ANY_SIDE,
-        kept_pixels=None if pixels is None else video_file.pixels_to_keep(pixels),
+        kept_pixels=None if pixels is None else upright_images.pixels_to_keep(pixels),
         limits=paths.decode_limits(data),
         most_frames=_MOST_FRAMES if fps > data.fps else None,
       )

@@ -23,7 +23,14 @@ from typing import Any
 import av
 
 from vr_jax import records
-from vr_jax.data import frame_store, guarded_reader, image_folder, picture_file, video_file
+from vr_jax.data import (
+  frame_store,
+  guarded_reader,
+  image_folder,
+  picture_file,
+  upright_images,
+  video_file,
+)
 from vr_jax.errors import InputError
 from vr_jax.eval.benchmarks import frame_choice
 
@@ -87,7 +94,7 @@ class FrameCache:
     how: dict[str, Any] = {
       "quality": _QUALITY,
       "max_side": _ANY_SIDE,
-      "kept_pixels": video_file.pixels_to_keep(pixels),
+      "kept_pixels": upright_images.pixels_to_keep(pixels),
       "thin_to": MOST_FRAMES,
     }
     chosen = {"choice": dataclasses.asdict(choice), "clip": clip and [clip.start, clip.end]}
