@@ -6,8 +6,11 @@ It speaks the kernel's FUSE protocol (Linux; needs root), returns once the direc
 serves it until it is unmounted. Objects live as long as that. Its habits, from gcsfuse's page on
 semantics and its sources:
 
-  - A file's content reaches the bucket when it is closed or fsynced, whole; until then only this
-    mount sees it. To change or lengthen an object is to write all of it again.
+  - A file's content reaches the bucket when it is closed, whole; until then only this mount sees
+    it. To change or lengthen an object is to write all of it again.
+  - fsync does the same for an object that had content when it was opened. One that is new or empty
+    is streamed (the default from 3.0 on): fsync sends nothing that others see, until it has been
+    closed, renamed, read or written out of order.
   - An object is written at most once a second: gcsfuse tries again, so the writer waits.
   - A directory is a prefix of names. In a flat bucket (FAKE_GCSFUSE_FLAT=1) one that holds
     anything can't be renamed (EMFILE, `--rename-dir-limit`); with hierarchical namespace it is
@@ -15,7 +18,7 @@ semantics and its sources:
   - There are no hard links, and nothing is cached.
 
 FAKE_GCSFUSE_LOG names a file that gets a JSON line for each write of an object: its name, the
-seconds that it had to wait, and its size. FAKE_GCSFUSE_HURRY=0.1: it waits a tenth of that.
+seconds that it had to wait, and its size: what others see from then on. FAKE_GCSFUSE_HURRY=0.1: it waits a tenth of that.
 """
 
 import bisect
@@ -55,10 +58,14 @@ class _Object:
 
 @dataclasses.dataclass
 class _Inode:
-  """A file or directory that the kernel knows. stage: its content while it is written."""
+  """A file or directory that the kernel knows.
+
+  stage: its content while it is written. streamed: fsync does not send it.
+  """
 
   path: str
   stage: IO[bytes] | None = None
+  streamed: bool = False
   dirty: bool = False
   users: int = 0
 
@@ -126,7 +133,7 @@ class _Server:
     self._calls: dict[int, Callable[[int, bytes], bytes]] = {
       1: self._lookup, 3: self._getattr, 4: self._setattr, 9: self._mkdir, 10: self._unlink,
       11: self._rmdir, 12: self._rename, 14: self._open, 15: self._read, 16: self._write,
-      17: self._statfs, 18: self._release, 20: self._sync, 25: self._sync, 26: self._init,
+      17: self._statfs, 18: self._release, 20: self._sync, 25: self._flush, 26: self._init,
       27: self._opendir, 28: self._readdir, 29: self._release, 35: self._create,
       45: self._rename2,
     }  # fmt: skip
@@ -218,8 +225,10 @@ class _Server:
     """The content that is changed: the whole object is fetched first."""
     if inode.stage is None:
       inode.stage = self._new_stage()
+      inode.streamed = True
       if (found := self._bucket.get(inode.path)) and found.blob:
         shutil.copyfile(found.blob, inode.stage.name)
+        inode.streamed = not found.size
     yield inode.stage
     if not inode.users:
       self._upload(inode)
@@ -300,7 +309,7 @@ class _Server:
     number = self._number(path)
     inode = self._inodes[number]
     inode.stage = self._new_stage()
-    inode.dirty, inode.users = True, inode.users + 1
+    inode.dirty, inode.streamed, inode.users = True, True, inode.users + 1
     return self._entry(path) + self._handle(number)
 
   def _handle(self, value: IO[bytes] | list[tuple[str, bool]] | int) -> bytes:
@@ -325,6 +334,7 @@ class _Server:
       return value
     inode = self._inodes[value]
     if inode.stage is not None:
+      inode.streamed = False  # read, it can be streamed no more
       return inode.stage
     found = self._bucket.get(inode.path)
     if not found or not found.blob:
@@ -340,12 +350,17 @@ class _Server:
     _, offset, size = struct.unpack_from("<QQI", body)
     inode = self._inodes[node]
     with self._staged(inode) as stage:
+      inode.streamed &= offset == os.stat(stage.name).st_size
       written = os.pwrite(stage.fileno(), body[40 : 40 + size], offset)
       inode.dirty = True
     return struct.pack("<II", written, 0)
 
   def _sync(self, node: int, body: bytes) -> bytes:
-    """A handle is flushed or fsynced."""
+    """A handle is fsynced."""
+    return b"" if self._inodes[node].streamed else self._flush(node, body)
+
+  def _flush(self, node: int, body: bytes) -> bytes:
+    """A handle is closed, or a copy of it."""
     inode = self._inodes[node]
     if inode.dirty:
       self._upload(inode)
@@ -355,6 +370,7 @@ class _Server:
     if inode.stage is None:
       return
     inode.dirty = False
+    inode.streamed &= not os.stat(inode.stage.name).st_size
     if inode.path:
       self._bucket.upload(inode.path, inode.stage)
       seconds = self._bucket.reserve(inode.path, os.stat(inode.stage.name).st_size)

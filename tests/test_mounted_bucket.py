@@ -166,6 +166,24 @@ def test_of_two_hosts_that_start_at_once_one_has_the_workdir(host, tmp_path):
   assert "another run has begun in it" in next(said for held, _, said in ends if not held)
 
 
+def test_other_hosts_see_metrics_before_a_checkpoint_that_follows_them(host, tmp_path):
+  run = host(flat=True) / "run"
+  (run / "health").mkdir(parents=True)
+  log = metrics.MetricsLog(run, "rl", first_step=1)
+  for step in (1, 2):
+    log.write(step, {"loss": 0.5})
+    log.wait()  # the machine may be lost now
+    seen = {}  # object -> size; the mount itself has what no other host sees
+    for each in map(json.loads, (tmp_path / "written").read_text().splitlines()):
+      seen[each["name"]] = each["size"]
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert {path.name.partition(".")[0] for path in files} == {"metrics", "times", "events"}
+    for path in files:
+      assert seen[path.relative_to(run.parent).as_posix()] == path.stat().st_size > 0, path
+  log.close()
+  assert [line["step"] for line in metrics.read(run / "metrics.jsonl")] == [1, 2]
+
+
 def test_a_run_that_has_all_in_a_flat_bucket_is_killed_and_goes_on(host, tmp_path):
   place = host(flat=True, mount=False)
   flags = (

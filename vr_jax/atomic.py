@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 import shutil
 import threading
-from typing import Any
+from typing import IO, Any
 
 from vr_jax.errors import InputError
 
@@ -125,6 +125,21 @@ def file(final: Path) -> Iterator[Path]:
     os.replace(partial, final)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def close_published(stream: IO[bytes]) -> None:
+  """Closes a file, so that the next crash of the machine leaves what was written, in a bucket too.
+
+  A mounted bucket has a new file once it is closed: gcsfuse from 3.0 on does not send one that is
+  only synced. Raises OSError; the file is closed all the same.
+  """
+  with stream:
+    stream.flush()
+    try:
+      os.fsync(stream.fileno())
+    except OSError as error:
+      if error.errno != errno.EINVAL:  # a device or a pipe, which keeps nothing back
+        raise
 
 
 def write_bytes(final: Path, chunks: Iterable[bytes]) -> None:

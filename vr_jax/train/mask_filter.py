@@ -114,19 +114,17 @@ def decide(output: Path, shards: Path, weights: str, segment: Segment) -> Mappin
   frames = frame_store.FrameStore(shards / "frames")
   masks = mask_store.MaskStore(shards / "masks")
   ious = _decided(output / _IOUS)
-  with (
-    console.progress("filter", len(wanted), done=len(ious)) as tick,
-    (output / _IOUS).open("a", encoding="utf-8") as lines,
-  ):
+  with console.progress("filter", len(wanted), done=len(ious)) as tick:
     for video, instances in wanted.items():
       if video in ious:
         continue
       scores = _video_ious(video, instances, frames, masks, segment)
       # A video that never shows what queries ask for has nothing to reproduce.
       ious[video] = float(np.mean(scores)) if scores else 1.0
-      lines.write(json.dumps({"video": video, "iou": ious[video], "masks": len(scores)}) + "\n")
-      lines.flush()
-      os.fsync(lines.fileno())
+      line = json.dumps({"video": video, "iou": ious[video], "masks": len(scores)}) + "\n"
+      with (output / _IOUS).open("ab") as lines:
+        lines.write(line.encode())
+        atomic.close_published(lines)
       tick(len(ious))
   ordered = {video: ious[video] for video in wanted}
   atomic.write_json_lines(output / _SUMMARY, [{"ious": ordered}])

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import errno
 import json
 import math
-import os
 from pathlib import Path
 import resource
 import time
+from typing import BinaryIO
 
 import jax
 from jaxtyping import UInt8
@@ -53,7 +52,7 @@ class MetricsLog:
     self._writes = processes.is_first()
     if not self._writes:
       return
-    path = workdir / "metrics.jsonl"
+    self._path = path = workdir / "metrics.jsonl"
     self._workdir, self._stage = workdir, stage
     keep = [
       line
@@ -61,7 +60,7 @@ class MetricsLog:
       if line["stage"] != stage or line["step"] < first_step
     ]
     atomic.write_json_lines(path, keep)
-    self._file = path.open("ab", buffering=0)  # a full disk is noticed by the write, not by close
+    self._file = _open(path)
     self._times = goodput.open_file(workdir)
     goodput.note_stage(self._times, stage, first_step)
     self._sent = time.monotonic()
@@ -112,7 +111,7 @@ class MetricsLog:
   def _put(self, step: int, values: Mapping[str, float]) -> None:
     clean = {name: float(value) for name, value in values.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in clean.items()}
-    with _named(self._workdir / "metrics.jsonl"):
+    with _named(self._path):
       line = json.dumps({"stage": self._stage, "step": step, "values": finite}).encode() + b"\n"
       while line:  # a disk that is nearly full takes a part of it
         line = line[self._file.write(line) :]
@@ -125,16 +124,20 @@ class MetricsLog:
       self._send()
 
   def _send(self) -> None:
-    """Has the lines sent: a mounted bucket sends a file that stays open only then, whole."""
+    """Closes the files, whereby a mounted bucket gets them, and opens them again."""
     self._sent = time.monotonic()
+    with _named(self._path):
+      try:
+        atomic.close_published(self._file)
+      finally:
+        self._file = _open(self._path)
     try:
-      with _named(self._workdir / "metrics.jsonl"):
-        os.fsync(self._file.fileno())
-    except OSError as error:
-      if error.errno != errno.EINVAL:  # a device or a pipe, which keeps nothing back
-        raise
-    with contextlib.suppress(OSError):
-      os.fsync(self._times.fileno())
+      with contextlib.suppress(OSError):
+        atomic.close_published(self._times)
+    finally:
+      self._times = goodput.open_file(self._workdir)
+    with _named(self._workdir / "tensorboard"):
+      self._board.publish()
 
   def _put_samples(
     self,
@@ -150,6 +153,10 @@ class MetricsLog:
       self._board.write_image(step, "completions/frames", frames)
     if self._wandb:
       self._wandb.write_samples(step, pair, frames)
+
+
+def _open(path: Path) -> BinaryIO:
+  return path.open("ab", buffering=0)  # a full disk is noticed by the write, not by close
 
 
 @contextlib.contextmanager

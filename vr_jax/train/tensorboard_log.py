@@ -15,6 +15,8 @@ from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
 from tensorboard.summary.writer import record_writer
 
+from vr_jax import atomic
+
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+\.\d{6})\.")
 
 
@@ -26,7 +28,8 @@ class TensorBoardLog:
     directory.mkdir(parents=True, exist_ok=True)
     # Not EventFileWriter: an interrupted run might wait forever for its thread.
     name = f"events.out.tfevents.{_after(directory):.6f}.{socket.gethostname()}.{os.getpid()}"
-    self._records = record_writer.RecordWriter((directory / name).open("wb"))
+    self._path = directory / name
+    self._open()
     self._add_event(0, file_version="brain.Event:2")
     begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add_event(first_step, session_log=begun)
@@ -62,9 +65,18 @@ class TensorBoardLog:
     summary.value.add(tag=tag, image=picture)
     self._add_event(step, summary=summary)
 
+  def publish(self) -> None:
+    """Makes what was written so far last, and seen by other hosts (atomic.close_published)."""
+    atomic.close_published(self._stream)
+    self._open()
+
   def close(self) -> None:
     """Closes the file."""
     self._records.close()
+
+  def _open(self) -> None:
+    self._stream = self._path.open("ab")
+    self._records = record_writer.RecordWriter(self._stream)
 
   def _add_event(self, step: int, **what: Message | str) -> None:
     event = event_pb2.Event(wall_time=time.time(), step=step, **what)
