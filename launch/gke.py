@@ -153,7 +153,7 @@ def _run(call: commands.Call) -> None:
 def _submit(call: commands.Call, slice_: slices.NamedSlice) -> steps.CommandStep:
   """Lets gcluster write the JobSet. The command goes through a shell there."""
   job = call.job
-  words = shlex.join(job.command)
+  words = shlex.join(job.command_on(slice_.all_hosts))
   if job.environment:
     settings = " ".join(f"{name}={value}" for name, value in job.environment.items())
     words = f"{settings} {words}"
@@ -208,7 +208,7 @@ def _logs(call: commands.Call) -> None:
   if options.by == "gcluster":
     call.runner.run(_gcluster(call, "logs", call.job.name, *follow))
     return
-  hosts = slice_.count * slice_.hosts
+  hosts = slice_.all_hosts
   selector, every = _pods(call), ()
   if options.worker == "all":
     every = ("--prefix", f"--max-log-requests={hosts}")

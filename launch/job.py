@@ -118,10 +118,13 @@ class TrainingJob:
       f"--mode={self.mode}",
     )
 
-  @property
-  def command(self) -> tuple[str, ...]:
-    """The words that every host of a pod runs: the processes find each other."""
-    return ("vr-jax", *self.flags, "--distributed=auto")
+  def command_on(self, hosts: int) -> tuple[str, ...]:
+    """The words that each of so many hosts of a pod runs: the processes find each other.
+
+    A host without libtpu, or one that finds no other, ends with a line instead of running alone.
+    """
+    several = (f"--num_processes={hosts}",) if hosts > 1 else ()
+    return ("vr-jax", *self.flags, "--backend=tpu", *several)
 
   @property
   def environment(self) -> dict[str, str]:

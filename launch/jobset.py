@@ -136,7 +136,7 @@ def _container(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str,
     "image": job.image,
     # Words, not a line for a shell: Kubernetes runs them as they are. It replaces $(NAME) by
     # variables, so a dollar sign is written twice.
-    "command": [word.replace("$", "$$") for word in job.command],
+    "command": [word.replace("$", "$$") for word in job.command_on(slice_.all_hosts)],
     "ports": [{"containerPort": 8471}, {"containerPort": job.coordinator_port or 8482}],
     "resources": {"requests": tpu, "limits": tpu},
   }

@@ -121,6 +121,11 @@ class NamedSlice:
     return math.prod(self.shape) // self.chips_per_host
 
   @property
+  def all_hosts(self) -> int:
+    """Virtual machines of all slices."""
+    return self.count * self.hosts
+
+  @property
   def topology(self) -> str:
     """The shape as GKE writes it, in chips: 2x2x4."""
     return "x".join(map(str, self.shape))

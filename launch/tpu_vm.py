@@ -148,15 +148,17 @@ def _start(call: commands.Call) -> None:
   copy = (*_GCLOUD, *kind, str(file), f"{call.job.name}:{_remote(call.job)}")
   everywhere = ("--worker=all", *(["--node=all"] if several else []))
   call.runner.run(
-    steps.FileStep(path=file, text=worker_settings(call.job), behind=_SCRIPT),
+    steps.FileStep(
+      path=file, text=worker_settings(call.job, _slice(call).all_hosts), behind=_SCRIPT
+    ),
     steps.CommandStep(words=(*copy, *_place(call.job), *everywhere)),
     _on_hosts(call, "setup"),
     _on_hosts(call, "start"),
   )
 
 
-def worker_settings(job: job_lib.TrainingJob) -> str:
-  """What stands before launch/tpu_vm_worker.sh in the script of every host."""
+def worker_settings(job: job_lib.TrainingJob, hosts: int) -> str:
+  """What stands before launch/tpu_vm_worker.sh in the script of every host, of so many."""
   settings = {
     "NAME": job.name,
     "PROJECT": job.project,
@@ -169,7 +171,7 @@ def worker_settings(job: job_lib.TrainingJob) -> str:
     "BUCKETS": job.buckets,
     "SECRETS": [f"{variable}={name}" for variable, name in job.secrets.items()],
     "SETTINGS": [f"{name}={value}" for name, value in job.environment.items()],
-    "COMMAND": job.command,
+    "COMMAND": job.command_on(hosts),
   }
   lines = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
   lines += [f"{name}=({shlex.join(words)})" for name, words in lists.items()]

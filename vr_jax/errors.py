@@ -29,6 +29,16 @@ class Diverged(Exception):
   """
 
 
+class Unready(Exception):
+  """This machine can't run now what it is asked to; perhaps later it can.
+
+  The message is one line with the host's name. The command line prints it and exits with code 75.
+  """
+
+  def __init__(self, message: object):
+    super().__init__(_LINE_BREAKS.sub(_escape, str(message)))
+
+
 class Preempted(BaseException):
   """The machine is taken away; what was done is saved as the message says.
 

@@ -95,8 +95,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
 
 def _has_joined() -> bool:
   """Whether this is one of several processes of a run."""
-  jax = sys.modules.get("jax")
-  return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+  processes = sys.modules.get("vr_jax.parallel.processes")
+  return processes is not None and processes.count_joined() > 1
 
 
 def _interruptible(words: Sequence[str]) -> int:
@@ -190,6 +190,9 @@ def in_cluster(words: Sequence[str], work: Callable[[], None]) -> int:
     with preemption.noticed():
       work()
     return 0
+  except errors.Unready as error:
+    print(errors.printable(f"vr-jax: {error}"), file=sys.stderr)
+    return preemption.EXIT_CODE
   except errors.Preempted as error:
     saved = str(error)
   except Exception:  # C++ code that is interrupted while it calls Python may raise its own
@@ -213,7 +216,7 @@ def check(argv: Sequence[str]) -> int:
 def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   """Runs the stages of `mode` in a workdir. A notebook calls this instead of the command line."""
   # JAX and the modules that use it import slowly: a mistyped flag should not wait for them.
-  from vr_jax.parallel import cpu_devices, processes
+  from vr_jax.parallel import asked_backend, cpu_devices, processes
   from vr_jax.train import (
     compilations,
     config_checks,
@@ -232,6 +235,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   config_checks.check(config)
   run_context.configure_compiler(config)
   cpu_devices.set_number(config.cpu_devices)
+  asked_backend.start()
   if mode != "construct":  # it needs no network
     model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:

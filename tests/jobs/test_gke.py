@@ -291,7 +291,7 @@ def test_gcluster_submits_the_same_words(job_toml, commands, tmp_path):
   line = command.removeprefix("--command=")
   subprocess.run(["bash", "-c", line], check=True, stdin=subprocess.DEVNULL)
   job = job_file.read(job_toml, {}, [override]).job
-  assert commands.calls()[-1]["words"] == list(job.command[1:])
+  assert commands.calls()[-1]["words"] == list(job.command_on(16)[1:])
   for action, words in [
     ("status", "list"),
     ("logs", "logs lamps"),

@@ -41,7 +41,7 @@ def problem(*arguments, **named):
 
 
 def test_a_file_gives_the_words_that_a_host_runs(job_toml):
-  assert read(job_toml).job.command == (
+  assert read(job_toml).job.command_on(2) == (
     "vr-jax",
     "--config=moss_chatv:7b",
     "--config.data.videos=gs://my-bucket/videos",
@@ -52,7 +52,8 @@ def test_a_file_gives_the_words_that_a_host_runs(job_toml):
     "--config.mesh=(4,-1,1,1)",
     "--workdir=gs://my-bucket/runs/lamps",
     "--mode=rl",
-    "--distributed=auto",
+    "--backend=tpu",
+    "--num_processes=2",
   )
 
 
@@ -62,15 +63,17 @@ def test_flags_go_before_the_file_also_for_data_paths(job_toml):
   job = read(job_toml, flags, overrides).job
   assert job.restarts == 0
   assert job.buckets == ("my-bucket", "other-bucket", "third-bucket")
-  assert "--config.rl.steps=3" in job.command and "--config.rl.steps=200" not in job.command
-  assert "--config.data.videos=gs://third-bucket/v" in job.command
-  assert not any("my-bucket/videos" in word for word in job.command)
+  assert "--config.rl.steps=3" in job.command_on(
+    2
+  ) and "--config.rl.steps=200" not in job.command_on(2)
+  assert "--config.data.videos=gs://third-bucket/v" in job.command_on(2)
+  assert not any("my-bucket/videos" in word for word in job.command_on(2))
 
 
 def test_flags_alone_are_a_job():
   flags = {"name": "a", "recipe": "grpo:3b", "bucket": "gs://my-bucket"}
   job = read(flags=flags).job
-  assert job.command[1:3] == ("--config=grpo:3b", "--workdir=gs://my-bucket/runs/a")
+  assert job.command_on(1)[1:3] == ("--config=grpo:3b", "--workdir=gs://my-bucket/runs/a")
   assert read(flags={"name": "a", "recipe": "grpo:3b"}).job.run_directory == "runs/a"
 
 
@@ -83,7 +86,7 @@ def test_addresses_are_carried_as_they_are_and_sentences_name_no_bucket():
   for value, names in values.items():
     word = f"--config.env.instruction={value}"
     job = read(flags={"name": "a", "recipe": "moss_chatv:7b"}, overrides=[word]).job
-    assert word in job.command
+    assert word in job.command_on(2)
     assert set(job.buckets) == names
 
 
@@ -122,7 +125,9 @@ def test_words_arrive_unchanged_through_a_shell(tmp_path):
   found = recorders.Recorders(tmp_path, "vr-jax")
   overrides = [f"--config.env.instruction={text}" for text in NASTY]
   for word in overrides:
-    command = read(flags={"name": "a", "recipe": "moss_chatv:7b"}, overrides=[word]).job.command
+    command = read(flags={"name": "a", "recipe": "moss_chatv:7b"}, overrides=[word]).job.command_on(
+      1
+    )
     line = shlex.join([str(tmp_path / "vr-jax"), *command[1:]])
     subprocess.run(["bash", "-c", line], check=True, stdin=subprocess.DEVNULL)
   words = [call["words"][1] for call in found.calls()]

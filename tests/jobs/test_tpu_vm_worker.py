@@ -35,7 +35,7 @@ class Host:
     software = {"install": install} if install else {"image": "us-docker.pkg.dev/p/i/vr:1"}
     settings = {"name": "lamps", "recipe": "grpo:3b", **software}
     job = job_file.read("job.toml", settings, overrides).job
-    text = tpu_vm.worker_settings(job) + tpu_vm._SCRIPT.read_text()
+    text = tpu_vm.worker_settings(job, 1) + tpu_vm._SCRIPT.read_text()
     # The bucket of this test is a directory that its hosts share.
     text = text.replace("STOPPED=", f"STOPPED={self.shared}")
     (self.home / "job.sh").write_text(text)
@@ -92,7 +92,7 @@ def test_a_run_that_is_done_starts_once_with_its_words_unchanged(host):
   assert "host-0: started" in host.start().stdout
   assert host.wait() == "0"
   (words,) = host.runs()
-  assert tuple(words[words.index("us-docker.pkg.dev/p/i/vr:1") + 1 :]) == job.command
+  assert tuple(words[words.index("us-docker.pkg.dev/p/i/vr:1") + 1 :]) == job.command_on(1)
   assert "--net=host" in words and "--privileged" in words and "--volume=/gcs:/gcs" in words
   lines = host.run("status").stdout.splitlines()
   assert lines == [

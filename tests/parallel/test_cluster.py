@@ -35,9 +35,9 @@ LOOPBACK = {  # 127.0.0.1, ::1, and the former written as the latter, as /proc h
 }
 
 
-def start(port, *words, **environment):
+def start(port, *words, script=SCRIPT, **environment):
   return subprocess.Popen(
-    [sys.executable, "-c", SCRIPT, str(port), *words],
+    [sys.executable, "-c", script, str(port), *words],
     env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -81,6 +81,35 @@ def test_a_process_that_waits_in_vain_says_so_in_one_line(index):
   assert process.returncode == 75
   (line,) = [each for each in said.splitlines() if "vr-jax: " in each]
   assert f", process {index}: can't join the others at localhost:{port}: not all" in line
+
+
+def test_an_id_that_is_given_twice_ends_all_in_time(tmp_path):
+  port = local.free_port()
+  words = (f"--coordinator_address=localhost:{port}", "--num_processes=3")
+  ids = (0, 1, 1)  # 2 is missing
+  processes = [
+    start(port, *words, f"--process_id={index}", "--initialization_timeout=8") for index in ids
+  ]
+  said = [process.communicate(timeout=60)[1] for process in processes]
+  ours = [line for each in said for line in each.splitlines() if "vr-jax: " in line]
+  assert all(process.returncode for process in processes), said
+  assert any("each with another --process_id where that is given" in line for line in ours)
+  # JAX aborts one of the two, with the reason.
+  assert all("vr-jax: " in each or "newer incarnation" in each for each in said), said
+
+
+def test_an_id_that_a_run_has_already_ends_the_run(tmp_path):
+  port = local.free_port()
+  words = (f"--coordinator_address=localhost:{port}", "--num_processes=2")
+  script = SCRIPT + "\nprint('joined', flush=True)\nimport time; time.sleep(60)"
+  run = [start(port, *words, f"--process_id={index}", script=script) for index in range(2)]
+  for process in run:
+    assert [process.stdout.readline() for _ in range(2)][1] == "joined\n"
+  late = start(port, *words, "--process_id=1", "--initialization_timeout=3")
+  said = [process.communicate(timeout=50)[1] for process in (*run, late)]
+  assert all(process.returncode for process in (*run, late))
+  assert all("JAX distributed service detected fatal errors" in each for each in said[:2])
+  assert ", process 1: can't join the others" in said[2]
 
 
 def test_processes_that_jax_can_not_find_need_all_three_flags():

@@ -1,6 +1,9 @@
 """What differs between the processes of a run is said before the first step, with the host."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -27,7 +30,10 @@ FINE = tuple(
   for index in range(4)
 )
 CASES = {
-  "an id twice": ({"index": 1}, "host-2: is process 1, but 2 was to follow"),
+  "an id twice": (
+    {"index": 1},
+    "host-2: has joined as process 2, but its devices are those of process 1;",
+  ),
   "a silent CPU": ({"backend": "cpu"}, "host-2: has TPU chips, but JAX runs on the CPU: another"),
   "another backend": (
     {"backend": "cpu", "chips": False},
@@ -52,6 +58,25 @@ CASES = {
   "a wrong clock": ({"clock": 1070.0}, "host-2: its clock is 70 s ahead of that of host-0"),
   "a late clock": ({"clock": 900.0}, "host-3: its clock is 103 s ahead of that of host-2"),
 }
+
+
+# Two processes whose devices have each other's numbers, as where a TPU's hosts are told wrong ones.
+SWAPPED = """
+import sys
+import jax
+from jax._src import distributed
+from vr_jax import main
+from vr_jax.parallel import asked_backend
+
+def start_swapped(start=asked_backend.start):
+  state = distributed.global_state
+  own, state.process_id = state.process_id, 1 - state.process_id
+  start()
+  state.process_id = own
+
+asked_backend.start = start_swapped
+sys.exit(main.cli())
+"""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -89,3 +114,38 @@ def test_processes_with_other_configs_all_stop_with_the_same_line(tmp_path):
   (line,) = lines[0]
   assert "was started with another config or --mode than" in line
   assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_devices_with_other_numbers_than_their_processes_are_found(tmp_path):
+  at = (f"--coordinator_address=localhost:{local.free_port()}", "--num_processes=2")
+  together = [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-c", SWAPPED),
+        *nano.arguments(tmp_path, *at, f"--process_id={index}", mode="data"),
+      ],
+      cwd=nano.ROOT,
+      env=os.environ,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  said = [process.communicate(timeout=120)[1] for process in together]
+  assert [process.returncode for process in together] == [2, 2], said
+  line = "has joined as process 0, but its devices are those of process 1; leave out --process_id"
+  assert all(line in each for each in said), said
+
+
+@pytest.mark.parametrize(
+  ("joined", "seen", "line"),
+  [
+    (2, 1, "has joined a run of 2 processes, but its devices are of a slice of 1"),
+    (1, 4, "is one of 4 hosts of a slice, but has joined none of them"),
+  ],
+)
+def test_all_hosts_of_a_slice_and_no_other_have_to_join(tmp_path, monkeypatch, joined, seen, line):
+  monkeypatch.setattr(preflight.processes, "count_joined", lambda: joined)
+  monkeypatch.setattr(preflight.jax, "process_count", lambda: seen)
+  with pytest.raises(errors.InputError, match=line):
+    preflight.check(nano.config(), tmp_path, "rl", tmp_path / "cache")

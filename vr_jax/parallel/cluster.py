@@ -10,7 +10,7 @@ from typing import NoReturn
 import jax
 
 from vr_jax import errors
-from vr_jax.parallel import absent_tpu, cluster_flags, preemption
+from vr_jax.parallel import absent_tpu, asked_backend, cluster_flags, preemption
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -22,9 +22,9 @@ def join(cluster: cluster_flags.Cluster) -> None:
   If they don't come together in time, it prints a line and ends the process, as JAX would abort it
   without one. The exit code is 75: a host may still come, and the same command is worth a new try.
 
-  Raises InputError if the flags don't say enough.
+  Raises InputError if the flags don't say enough, or this machine lacks the backend.
   """
-  absent_tpu.leave_out()
+  asked_backend.choose(cluster.backend)
   missing = [f"--{name}" for name in cluster_flags.PLACE if getattr(cluster, name) is None]
   known = _find_kind(os.environ)
   if not cluster.automatic or not (known or len(missing) < len(cluster_flags.PLACE)):
@@ -47,7 +47,12 @@ def join(cluster: cluster_flags.Cluster) -> None:
     )
   except (RuntimeError, ValueError, OSError) as error:
     if known == "tpu" and str(error) == "coordinator_address should be defined.":
-      return  # a TPU machine that is alone
+      if (cluster.num_processes or 1) == 1:
+        return  # a TPU machine that is alone
+      raise errors.InputError(
+        f"{socket.gethostname()}: --num_processes={cluster.num_processes}, but this machine knows "
+        "of no other; give --coordinator_address and --process_id as well"
+      ) from error
     if isinstance(error, ValueError):
       raise errors.InputError(f"{socket.gethostname()}: {_reason(error)}") from error
     _end(cluster, _reason(error))
@@ -65,8 +70,8 @@ def _end(cluster: cluster_flags.Cluster, reason: str) -> NoReturn:
   which = "" if cluster.process_id is None else f", process {cluster.process_id}"
   line = (
     f"vr-jax: {socket.gethostname()}{which}: can't join the others at {where}: {reason}; run the "
-    "command on all hosts, and let the firewall pass that port (--coordinator_address chooses "
-    "another)"
+    "command on all hosts, each with another --process_id where that is given, and let the "
+    "firewall pass that port (--coordinator_address chooses another)"
   )
   print(line, file=sys.stderr, flush=True)
   os._exit(preemption.EXIT_CODE)

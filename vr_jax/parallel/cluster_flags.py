@@ -5,6 +5,7 @@
     --num_processes=N             how many processes there are
     --process_id=I                which one this is, 0 to N - 1
     --initialization_timeout=S    seconds to wait for the others
+    --backend=tpu                 what JAX has to run on: tpu, gpu or cpu (default: what it finds)
 
 On a cluster that JAX knows, a flag that is not given is what JAX finds there.
 """
@@ -28,6 +29,7 @@ class Cluster:
   automatic: whether to join the processes of a cluster that is found.
   coordinator_address: host:port of process 0.
   timeout: seconds to wait for the other processes.
+  backend: what JAX has to run on; "": what it finds.
   """
 
   automatic: bool = True
@@ -35,6 +37,7 @@ class Cluster:
   num_processes: int | None = None
   process_id: int | None = None
   timeout: int = TIMEOUT
+  backend: str = ""
 
   @classmethod
   def from_flags(cls, values: flags.FlagValues) -> "Cluster":
@@ -43,6 +46,7 @@ class Cluster:
     found = cls(
       automatic=values["distributed"].value == "auto",
       timeout=int(values["initialization_timeout"].value or TIMEOUT),
+      backend=values["backend"].value or "",
       **place,
     )
     given = [name for name, value in place.items() if value is not None]
@@ -81,6 +85,13 @@ def define_flags(values: flags.FlagValues) -> None:
     TIMEOUT,
     "Seconds to wait for the other processes.",
     lower_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    "backend",
+    None,
+    ("tpu", "gpu", "cpu"),
+    "What JAX has to run on: without it a run ends with a line. Default: what JAX finds.",
     flag_values=values,
   )
 

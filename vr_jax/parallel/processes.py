@@ -62,6 +62,14 @@ def count_joined() -> int:
   return distributed.global_state.num_processes or 1
 
 
+def joined_index() -> int:
+  """The index with which this process has joined. JAX lets no index join twice.
+
+  That of its devices, jax.process_index, may be another where a TPU's hosts are set up wrongly.
+  """
+  return distributed.global_state.process_id or 0
+
+
 def meet_to_end(seconds: float) -> None:
   """Waits until all processes are here, or for so long; no device takes part. Each ends after it.
 
@@ -97,15 +105,15 @@ def gather_texts(kind: str, text: str, *, wait: float = WAIT) -> list[str]:
   if client is None:
     return [text]
   exchange = f"vr_jax/exchange {next(_exchanges)}"
-  client.key_value_set(f"{exchange}/{jax.process_index()}", json.dumps([kind, text]))
+  client.key_value_set(f"{exchange}/{joined_index()}", json.dumps([kind, text]))
   found = []
-  for index in range(jax.process_count()):
+  for index in range(count_joined()):
     said = client.blocking_key_value_get(f"{exchange}/{index}", round(1000 * wait))
     theirs, other = json.loads(said)
     if theirs != kind:
       raise errors.InputError(
-        f"process {index} is at its exchange about {theirs}, but process {jax.process_index()} at "
-        f"one about {kind}; the same command, data and code have to be on all hosts"
+        f"process {index} is at its exchange about {theirs}, but process {joined_index()} at one "
+        f"about {kind}; the same command, data and code have to be on all hosts"
       )
     found.append(other)
   return found

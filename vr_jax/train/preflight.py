@@ -30,6 +30,7 @@ LEAST_MEMORY = 2**27  # bytes that a host must have free to start
 class ProcessFacts:
   """What a process says of itself.
 
+  index: that of its devices.
   config: hash of config and stages; workdir: hash of the workdir's config.json, "" without one.
   clock: seconds since 1970, at about the same moment in all processes.
   unwritable: a directory that it can't write to, and the reason; "" if there is none.
@@ -59,10 +60,16 @@ def check(config: ml_collections.ConfigDict, workdir: Path, mode: str, cache: Pa
 
   Raises InputError for the first problem of any process, in all of them.
   """
-  if jax.process_count() > processes.count_joined():
+  seen, joined = jax.process_count(), processes.count_joined()
+  if seen > joined == 1:
     raise errors.InputError(
-      f"{socket.gethostname()}: is one of {jax.process_count()} hosts of a slice, but has joined "
-      "none of them; leave out --distributed=off"
+      f"{socket.gethostname()}: is one of {seen} hosts of a slice, but has joined none of them; "
+      "leave out --distributed=off"
+    )
+  if seen != joined:
+    raise errors.InputError(
+      f"{socket.gethostname()}: has joined a run of {joined} processes, but its devices are of a "
+      f"slice of {seen}; start the command once on each host of one slice, and on no other"
     )
   own = _facts(config, workdir, mode, cache)
   texts = processes.gather_texts("preflight", json.dumps(dataclasses.asdict(own)))
@@ -77,13 +84,13 @@ def check(config: ml_collections.ConfigDict, workdir: Path, mode: str, cache: Pa
 
 
 def problems(everyone: Sequence[ProcessFacts]) -> Iterator[str]:
-  """Yields a line for each problem, with the name of the host. everyone: in order of index."""
+  """Yields a line for each problem, with the name of the host. everyone: as they joined."""
   first = everyone[0]
   for place, each in enumerate(everyone):
     if each.index != place:
       yield (
-        f"{each.host}: is process {each.index}, but {place} was to follow; give each process "
-        f"another --process_id, 0 to {len(everyone) - 1}"
+        f"{each.host}: has joined as process {place}, but its devices are those of process "
+        f"{each.index}; leave out --process_id, or give each host the number that it has in its slice"
       )
     if each.chips and each.backend == "cpu":
       yield (
