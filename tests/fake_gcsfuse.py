@@ -18,7 +18,8 @@ semantics and its sources:
   - There are no hard links, and nothing is cached.
 
 FAKE_GCSFUSE_LOG names a file that gets a JSON line for each write of an object: its name, the
-seconds that it had to wait, and its size: what others see from then on. FAKE_GCSFUSE_HURRY=0.1: it waits a tenth of that.
+seconds that it had to wait, and its size, which others see from then on. FAKE_GCSFUSE_HURRY=0.1: it
+waits a tenth of that.
 """
 
 import bisect

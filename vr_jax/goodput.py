@@ -67,7 +67,7 @@ def note_stage(file: BinaryIO, stage: str, first: int) -> None:
 def note_step(file: BinaryIO, stage: str, step: int, values: Mapping[str, float]) -> None:
   """Appends the end of a step. A disk that is full loses it.
 
-  file: of `open_file`, kept open between steps: a mounted bucket gets all of it again when it is closed.
+  file: of `open_file`, kept open between steps: closed, a mounted bucket gets all of it again.
   values: metrics of the step.
   """
   lost: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""A run that is told its backend never runs on another one, nor alone where it is one of several."""
+"""A run that is told its backend runs on no other, nor alone where it is one of several."""
 
 from importlib import metadata
 import socket

@@ -90,7 +90,7 @@ def problems(everyone: Sequence[ProcessFacts]) -> Iterator[str]:
     if each.index != place:
       yield (
         f"{each.host}: has joined as process {place}, but its devices are those of process "
-        f"{each.index}; leave out --process_id, or give each host the number that it has in its slice"
+        f"{each.index}; leave out --process_id, or give each host its number in the slice"
       )
     if each.chips and each.backend == "cpu":
       yield (
