@@ -15,6 +15,9 @@ CONTAINER = "vr-jax"
 # Exit codes of vr-jax after which it would end in the same way again: bad input, divergence. Any
 # other starts all hosts again, among them 75: a run that was preempted and has saved.
 FINAL_CODES = (2, 3)
+# Where a node keeps compiled programs and copies of the train state of a job, whose pods come and go.
+NODE_CACHE = "/var/lib/vr-jax"
+_CACHE = "cache"
 GRACE = 60  # seconds from SIGTERM to SIGKILL: more than vr_jax.parallel.preemption.GRACE
 
 
@@ -111,8 +114,13 @@ def _pod(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
     "nodeSelector": selector,
     "containers": [_container(job, slice_)],
   }
-  if job.buckets:
-    pod["volumes"] = [
+  cache = {
+    "name": _CACHE,
+    "hostPath": {"path": f"{NODE_CACHE}/{job.name}", "type": "DirectoryOrCreate"},
+  }
+  pod["volumes"] = [
+    cache,
+    *(
       {
         "name": _volume(index),
         "csi": {
@@ -125,7 +133,8 @@ def _pod(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
         },
       }
       for index, bucket in enumerate(job.buckets)
-    ]
+    ),
+  ]
   return pod
 
 
@@ -141,19 +150,21 @@ def _container(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str,
     "resources": {"requests": tpu, "limits": tpu},
   }
   variables: list[dict[str, Any]] = [
-    {"name": name, "value": value} for name, value in job.environment.items()
+    {"name": name, "value": value}
+    for name, value in {"XDG_CACHE_HOME": f"/{_CACHE}", **job.environment}.items()
   ]
   variables += [
     {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": variable}}}
     for variable, secret in job.secrets.items()
   ]
-  if variables:
-    container["env"] = variables
-  if job.buckets:
-    container["volumeMounts"] = [
+  container["env"] = variables
+  container["volumeMounts"] = [
+    {"name": _CACHE, "mountPath": f"/{_CACHE}"},
+    *(
       {"name": _volume(index), "mountPath": f"{job_lib.MOUNTED}{bucket}"}
       for index, bucket in enumerate(job.buckets)
-    ]
+    ),
+  ]
   return container
 
 

@@ -9,6 +9,8 @@ venv=$HOME/.vr_jax/environment
 # notice it within JAX's 100 s; until then the first one would send this host away.
 pause_saved=${VR_JAX_PAUSE:-20}
 pause_crashed=${VR_JAX_PAUSE:-120}
+# Seconds that a container has to save before it is killed: more than vr_jax.parallel.preemption.GRACE.
+grace=30
 mkdir -p "$state"
 
 say() { echo "$(hostname): $*"; }
@@ -82,48 +84,84 @@ start() {
 
 # A run that is told to stop saves the step first.
 stop() {
-  is_running && kill -TERM -- "-$(cat "$state/pid")" && say "is told to stop"
+  is_running && kill -TERM "$(cat "$state/pid")" && say "is told to stop"
 }
 
-# Runs the command until it is done, its input is wrong (2), it diverges (3), or nothing is left.
-# A host that stops for good says so in the bucket: the others would wait for it in vain.
-loop() {
-  local code restarts=0
-  while :; do
-    run_once
+# Tells the run to stop, and so does a machine that shuts down. Containers belong to root.
+pass_on() {
+  told=1 interrupted=1
+  kill -TERM "$child" 2>/dev/null
+  [ -z "$IMAGE" ] || sudo docker stop --time="$grace" "$NAME" >/dev/null 2>&1 &
+}
+
+# Waits for the child, also if the signal comes meanwhile.
+wait_for_child() {
+  local code
+  interrupted=1
+  while [ -n "$interrupted" ]; do
+    interrupted=
+    wait "$child"
     code=$?
-    say "vr-jax ended with $code after $restarts restarts"
-    case $code in
-      0) break ;;
-      2 | 3)
-        mkdir -p "$(dirname "$STOPPED")" && say "ended with $code" >"$STOPPED"
-        break
-        ;;
-    esac
-    if [ "$code" = 75 ]; then sleep "$pause_saved"; else sleep "$pause_crashed"; fi
-    if [ -e "$STOPPED" ]; then
-      say "does not start again: $(cat "$STOPPED")"
-      break
-    fi
-    if [ "$restarts" -ge "$RESTARTS" ]; then
-      say "does not start again: $RESTARTS restarts are used up"
-      break
-    fi
-    restarts=$((restarts + 1))
-    echo "$restarts" >"$state/restarts"
   done
+  return "$code"
+}
+
+# Runs the command until it is done, its input is wrong (2), it diverges (3), it is told to stop, or
+# no restarts are left. A host that ends for good says so in the bucket: the others would wait for it
+# in vain.
+loop() {
+  local code restarts=0 told= interrupted= child= why
+  trap pass_on TERM
+  while :; do
+    run_once "$restarts" &
+    child=$!
+    wait_for_child
+    code=$?
+    why="ended with $code"
+    say "vr-jax $why after $restarts restarts"
+    case $code in 0 | 2 | 3) break ;; esac
+    if [ -z "$told" ]; then
+      if [ "$code" = 75 ]; then sleep "$pause_saved" & else sleep "$pause_crashed" & fi
+      child=$! # a signal ends it
+      wait_for_child
+    fi
+    if [ -n "$told" ]; then
+      why="was told to stop"
+    elif [ -e "$STOPPED" ]; then
+      why=$(cat "$STOPPED")
+    elif [ "$restarts" -ge "$RESTARTS" ]; then
+      why="$RESTARTS restarts are used up"
+    else
+      restarts=$((restarts + 1))
+      echo "$restarts" >"$state/restarts"
+      continue
+    fi
+    say "does not start again: $why"
+    break
+  done
+  [ -e "$STOPPED" ] || { mkdir -p "$(dirname "$STOPPED")" && say "$why" >"$STOPPED"; }
   echo "$code" >"$state/ended"
   return "$code"
 }
 
-# In a shell of its own, so that secrets are in no other process's environment.
-run_once() (
+# Prints the value of a secret. The service may fail for a moment, in which a run that goes on must not
+# end: it fails with 1 then, and is tried again. At the first start it is wrong input.
+read_secret() {
+  local try
+  for try in 1 2 3; do
+    gcloud secrets versions access latest --secret="$1" --project="$PROJECT" && return
+    [ "$try" = 3 ] || sleep "${VR_JAX_PAUSE:-5}"
+  done
+  say "the secret $1 can't be read; the machines' service account needs roles/secretmanager.secretAccessor" >&2
+  [ "$2" -gt 0 ] && return 1 || return 2
+}
+
+# To be run beside (&): its shell becomes the run, and secrets are in no other process's environment.
+# $1: restarts so far.
+run_once() {
   names=()
   for pair in ${SECRETS[@]+"${SECRETS[@]}"}; do
-    value=$(gcloud secrets versions access latest --secret="${pair#*=}" --project="$PROJECT") || {
-      say "the secret ${pair#*=} can't be read; the machines' service account needs roles/secretmanager.secretAccessor"
-      exit 2
-    }
+    value=$(read_secret "${pair#*=}" "$1") || exit
     export "${pair%%=*}=$value"
     names+=("${pair%%=*}")
   done
@@ -135,12 +173,15 @@ run_once() (
     PATH="$venv/bin:$PATH" exec "${COMMAND[@]}"
   fi
   keep=$(IFS=,; echo "${names[*]-}")
+  # Compiled programs and copies of the train state outlive the container: on the host's disk.
+  mkdir -p "$state/cache"
   passed=()
   for name in ${names[@]+"${names[@]}"}; do passed+=(--env "$name"); done
   sudo docker rm --force "$NAME" >/dev/null 2>&1 # of a run that was killed
   exec sudo ${keep:+"--preserve-env=$keep"} docker run --rm --name="$NAME" --privileged --net=host \
-    --volume=/gcs:/gcs ${passed[@]+"${passed[@]}"} "$IMAGE" "${COMMAND[@]}"
-)
+    --stop-timeout="$grace" --volume=/gcs:/gcs --volume="$state/cache:/cache" --env XDG_CACHE_HOME=/cache \
+    ${passed[@]+"${passed[@]}"} "$IMAGE" "${COMMAND[@]}"
+}
 
 status() {
   if is_running; then

@@ -9,8 +9,7 @@ semantics and its sources:
   - A file's content reaches the bucket when it is closed, whole; until then only this mount sees
     it. To change or lengthen an object is to write all of it again.
   - fsync does the same for an object that had content when it was opened. One that is new or empty
-    is streamed (the default from 3.0 on): fsync sends nothing that others see, until it has been
-    closed, renamed, read or written out of order.
+    is streamed (from 3.0 on): nobody else sees it until it is closed, renamed or read.
   - An object is written at most once a second: gcsfuse tries again, so the writer waits.
   - A directory is a prefix of names. In a flat bucket (FAKE_GCSFUSE_FLAT=1) one that holds
     anything can't be renamed (EMFILE, `--rename-dir-limit`); with hierarchical namespace it is
@@ -18,18 +17,15 @@ semantics and its sources:
   - There are no hard links, and nothing is cached.
 
 FAKE_GCSFUSE_LOG names a file that gets a JSON line for each write of an object: its name, the
-seconds that it had to wait, and its size, which others see from then on. FAKE_GCSFUSE_HURRY=0.1: it
-waits a tenth of that.
+seconds that it had to wait, and its size. FAKE_GCSFUSE_HURRY=0.1: it waits a tenth of that.
 """
 
-import bisect
 from collections.abc import Callable, Iterator
 import contextlib
 import ctypes
 import dataclasses
 import errno
 import itertools
-import json
 import os
 from pathlib import Path
 import shutil
@@ -41,28 +37,17 @@ import threading
 import time
 from typing import IO
 
+from tests import fake_bucket
+
 _HEADER = struct.Struct("<IIQQIIIHH")
 _ATTRIBUTES = struct.Struct("<6Q10I")
 _WRITE = 2**20
-_PERIOD = 1.0  # seconds between two writes of an object
 _ROOT = 1
 
 
 @dataclasses.dataclass
-class _Object:
-  """An object, or the placeholder of a directory (blob None)."""
-
-  blob: Path | None
-  size: int
-  time: float
-
-
-@dataclasses.dataclass
 class _Inode:
-  """A file or directory that the kernel knows.
-
-  stage: its content while it is written. streamed: fsync does not send it.
-  """
+  """A file or directory. stage: its content while it is written. streamed: fsync sends nothing."""
 
   path: str
   stage: IO[bytes] | None = None
@@ -71,61 +56,12 @@ class _Inode:
   users: int = 0
 
 
-class _Bucket:
-  """The objects by name; names of directories end with a slash."""
-
-  def __init__(self, directory: Path, log: str | None) -> None:
-    self._directory, self._log = directory, log
-    self._objects: dict[str, _Object] = {}
-    self._names: list[str] = []  # sorted
-    self._written: dict[str, float] = {}
-    self._numbers = itertools.count()
-
-  def get(self, name: str) -> _Object | None:
-    return self._objects.get(name)
-
-  def with_prefix(self, prefix: str) -> list[str]:
-    start = bisect.bisect_left(self._names, prefix)
-    return [*itertools.takewhile(lambda name: name.startswith(prefix), self._names[start:])]
-
-  def is_directory(self, path: str) -> bool:
-    start = bisect.bisect_left(self._names, f"{path}/")
-    return not path or any(name.startswith(f"{path}/") for name in self._names[start : start + 1])
-
-  def put(self, name: str, value: _Object) -> None:
-    if name not in self._objects:
-      bisect.insort(self._names, name)
-    self._objects[name] = value
-
-  def delete(self, name: str) -> None:
-    del self._objects[name]
-    self._names.remove(name)
-
-  def reserve(self, name: str, size: int) -> float:
-    """Seconds that a write of this object has to wait."""
-    now = time.monotonic()
-    waits = max(0.0, self._written.get(name, -_PERIOD) + _PERIOD - now)
-    if self._log:
-      with open(self._log, "a") as file:
-        file.write(json.dumps({"name": name, "waited": waits, "size": size}) + "\n")
-    waits *= float(os.environ.get("FAKE_GCSFUSE_HURRY", "1"))
-    self._written[name] = now + waits
-    return waits
-
-  def upload(self, name: str, stage: IO[bytes]) -> None:
-    blob = self._directory / str(next(self._numbers))
-    shutil.copyfile(stage.name, blob)
-    self.put(name, _Object(blob, blob.stat().st_size, time.time()))
-
-  def rename(self, old: str, new: str) -> None:
-    self.put(new, self._objects[old])
-    self.delete(old)
-
-
 class _Server:
   """Answers the kernel's requests. Each method takes (node, body) and returns the reply's body."""
 
-  def __init__(self, device: int, bucket: _Bucket, directory: Path, *, flat: bool) -> None:
+  def __init__(
+    self, device: int, bucket: fake_bucket.Bucket, directory: Path, *, flat: bool
+  ) -> None:
     self._device, self._bucket, self._directory, self._flat = device, bucket, directory, flat
     self._inodes = {_ROOT: _Inode("")}
     self._numbers = itertools.count(2)
@@ -238,7 +174,7 @@ class _Server:
     path = self._child(node, body[8:].rstrip(b"\0"))
     if self._bucket.is_directory(path):
       raise OSError(errno.EEXIST, "")
-    self._bucket.put(f"{path}/", _Object(None, 0, time.time()))
+    self._bucket.put(f"{path}/", fake_bucket.StoredObject(None, 0, time.time()))
     return self._entry(path)
 
   def _unlink(self, node: int, body: bytes) -> bytes:
@@ -458,7 +394,7 @@ def main() -> None:
     os.dup2(null, number)
   with tempfile.TemporaryDirectory() as directory:
     place = Path(directory)
-    bucket = _Bucket(place, os.environ.get("FAKE_GCSFUSE_LOG"))
+    bucket = fake_bucket.Bucket(place, os.environ.get("FAKE_GCSFUSE_LOG"))
     flat = os.environ.get("FAKE_GCSFUSE_FLAT") == "1"
     _Server(device, bucket, place, flat=flat).run()
 

@@ -4,16 +4,22 @@ import os
 from pathlib import Path
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
 
 from launch import job_file, tpu_vm
 from tests.jobs import recorders, test_job_file
+from vr_jax.parallel import preemption
 
-SUDO = """#!/bin/bash
-while [[ $1 == --preserve-env* ]]; do shift; done
-exec "$@"
+# What it starts belongs to root: who called it can signal neither sudo nor its child.
+SUDO = """#!{python} -S
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+words = [word for word in sys.argv[1:] if not word.startswith("--preserve-env")]
+again = lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+sys.exit(subprocess.call(words, start_new_session=True, preexec_fn=again))
 """
 
 
@@ -24,7 +30,7 @@ class Host:
     self.home, self.name = root / name, name
     self.shared = shared
     self.tools = recorders.Recorders(self.home / "bin", "docker", "gcloud", "lsof", "mountpoint")
-    self.tools.add("sudo", SUDO)
+    self.tools.add("sudo", SUDO.format(python=sys.executable))
     self.tools.add("hostname", f"#!/bin/bash\necho {name}\n")
 
   def answer(self, *answers):
@@ -71,6 +77,10 @@ class Host:
       time.sleep(0.02)
     return (self.home / ".vr_jax/lamps/ended").read_text().strip()
 
+  def stopped(self):
+    """The file that ends the other hosts."""
+    return Path(f"{self.shared}/gcs/my-bucket/runs/lamps.stopped")
+
   def runs(self):
     return [
       c["words"] for c in self.tools.calls() if c["program"] == "docker" and "run" in c["words"]
@@ -94,6 +104,8 @@ def test_a_run_that_is_done_starts_once_with_its_words_unchanged(host):
   (words,) = host.runs()
   assert tuple(words[words.index("us-docker.pkg.dev/p/i/vr:1") + 1 :]) == job.command_on(1)
   assert "--net=host" in words and "--privileged" in words and "--volume=/gcs:/gcs" in words
+  (patience,) = [word for word in words if word.startswith("--stop-timeout=")]
+  assert int(patience.partition("=")[2]) > preemption.GRACE
   lines = host.run("status").stdout.splitlines()
   assert lines == [
     "host-0: ended with exit code 0",
@@ -110,11 +122,11 @@ def test_a_preempted_or_crashed_run_starts_again_as_often_as_the_job_says(host, 
   assert host.wait() == str(code)
   assert len(host.runs()) == 3
   assert "does not start again: 2 restarts are used up" in host.run("logs", "1").stdout
-  assert not (host.shared.parent / "shared").exists()
+  assert host.stopped().read_text() == "host-0: 2 restarts are used up\n"
 
 
-@pytest.mark.parametrize("code", [2, 3])
-def test_bad_input_and_divergence_are_final_on_this_host_and_on_the_others(host, code, tmp_path):
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_a_host_that_ends_for_good_ends_the_others(host, code, tmp_path):
   other = Host(tmp_path, "host-1", tmp_path / "shared")
   for each, end in ((host, code), (other, 134)):
     each.write()
@@ -130,7 +142,7 @@ def test_bad_input_and_divergence_are_final_on_this_host_and_on_the_others(host,
 
 def test_setup_fetches_the_image_and_forgets_how_the_last_run_ended(host):
   host.write()
-  stopped = Path(str(host.shared) + "/gcs/my-bucket/runs/lamps.stopped")
+  stopped = host.stopped()
   stopped.parent.mkdir(parents=True)
   stopped.touch()
   assert host.run("setup").stdout == "host-0: is ready\n"
@@ -208,13 +220,29 @@ def wait_for_end(pid):
     time.sleep(0.01)
 
 
+def wait_for_file(path):
+  until = time.monotonic() + 10
+  while not path.exists():
+    assert time.monotonic() < until
+    time.sleep(0.01)
+
+
 def test_a_second_start_leaves_the_run_alone_until_it_is_stopped(host):
   host.write()
   # The run says that it saves when it is told to stop.
-  saves = f"trap 'echo saved >>{host.home}/saved; exit 75' TERM; sleep 30 & wait"
-  host.tools.add("docker", f"#!/bin/bash\n[[ $1 == run ]] || exit 0\n{saves}\n")
+  host.tools.add(
+    "docker",
+    f"""#!/bin/bash
+    [[ $* != "stop --time=30 lamps" ]] || kill $(cat {host.home}/container)
+    [[ $1 == run ]] || exit 0
+    trap 'echo saved >>{host.home}/saved; exit 75' TERM
+    echo $$ >{host.home}/container
+    sleep 30 & wait
+    """,
+  )
   host.start()
   pid = (host.home / ".vr_jax/lamps/pid").read_text().strip()
+  wait_for_file(host.home / "container")
   try:
     host.run("setup")
     again = host.run("start", check=False)
@@ -230,7 +258,11 @@ def test_a_second_start_leaves_the_run_alone_until_it_is_stopped(host):
       os.killpg(int(pid), 9)
   assert (host.home / "saved").read_text() == "saved\n"
   assert not (host.home / "replaced").exists()
-  assert host.run("status").stdout == "host-0: was interrupted; resume starts it again\n"
+  assert host.run("status").stdout.splitlines() == [
+    "host-0: ended with exit code 75",
+    "host-0: does not start again: was told to stop",
+  ]
+  assert host.stopped().read_text() == "host-0: was told to stop\n"
   assert host.run("stop", check=False).returncode == 1
 
 
@@ -262,6 +294,67 @@ def test_secrets_reach_the_run_by_name_and_appear_nowhere(host, tmp_path):
     path for path in everything if path.name != "answers.json" and "canary" in path.read_text()
   ]
   assert not kept
+
+
+def test_a_run_without_an_image_is_told_to_stop_and_saves(host):
+  host.write(install="vr_jax[tpu]")
+  shutil.copy(host.tools.directory / "docker", host.tools.directory / "python3")
+  vr_jax = host.home / ".vr_jax/environment/bin/vr-jax"
+  vr_jax.parent.mkdir(parents=True)
+  saves = f"trap 'echo saved >>{host.home}/saved; exit 75' TERM; touch {host.home}/began"
+  vr_jax.write_text(f"#!/bin/bash\n{saves}\nsleep 30 & wait\n")
+  vr_jax.chmod(0o755)
+  host.start()
+  wait_for_file(host.home / "began")
+  host.run("stop")
+  assert host.wait() == "75"
+  assert (host.home / "saved").read_text() == "saved\n"
+
+
+def test_copies_and_programs_are_on_the_disk_of_the_host_at_every_restart(host):
+  host.write()
+  host.tools.add(
+    "docker",
+    f"""#!/bin/bash
+    [[ $1 == run ]] || exit 0
+    for word; do
+      [[ $word == --volume=*:/cache ]] && mine=${{word#--volume=}} && mine=${{mine%:/cache}}
+    done
+    [[ $* == *"--env XDG_CACHE_HOME=/cache"* ]] && ls "$mine" >>{host.home}/found
+    touch "$mine/copy"
+    exit 1
+    """,
+  )
+  host.start()
+  assert host.wait() == "1"
+  assert (host.home / "found").read_text() == "copy\n" * 2  # after the first of three runs
+
+
+def test_a_secret_that_can_not_be_read_at_a_restart_is_tried_again(host, tmp_path):
+  text = (tmp_path / "job.toml").read_text() + "[secrets]\nWANDB_API_KEY = 'wandb-key'\n"
+  (tmp_path / "job.toml").write_text(text)
+  host.write()
+  host.tools.add(
+    "gcloud",
+    f"""#!/bin/bash
+    [[ $1 == secrets ]] || exit 0
+    echo >>{host.home}/asked
+    # It can be read at the first start; then the service is away for four calls.
+    case $(wc -l <{host.home}/asked) in [2-5]) exit 1 ;; esac
+    echo canary
+    """,
+  )
+  host.tools.add(
+    "docker",
+    f"""#!/bin/bash
+    [[ $1 == run ]] || exit 0
+    echo >>{host.home}/ran
+    [[ $(wc -l <{host.home}/ran) == 2 ]] || exit 75
+    """,
+  )
+  host.start()
+  assert host.wait() == "0"
+  assert "the secret wandb-key can't be read" in host.run("logs", "9").stdout
 
 
 def test_a_secret_that_can_not_be_read_ends_the_run_with_a_line(host, tmp_path):
