@@ -15,7 +15,7 @@ CONTAINER = "vr-jax"
 # Exit codes of vr-jax after which it would end in the same way again: bad input, divergence. Any
 # other starts all hosts again, among them 75: a run that was preempted and has saved.
 FINAL_CODES = (2, 3)
-# Where a node keeps compiled programs and copies of the train state of a job, whose pods come and go.
+# Where nodes keep compiled programs and copies of a job's train state: its pods come and go.
 NODE_CACHE = "/var/lib/vr-jax"
 _CACHE = "cache"
 GRACE = 60  # seconds from SIGTERM to SIGKILL: more than vr_jax.parallel.preemption.GRACE

@@ -146,7 +146,8 @@ def test_a_secret_is_a_reference_and_its_value_nowhere(
   printed = capfd.readouterr()
   recorded = json.dumps(commands.calls())
   assert "canary" not in printed.out + printed.err + recorded
-  (env,) = pod_of(manifest_of(job_toml))["containers"][0]["env"]
+  cache, env = pod_of(manifest_of(job_toml))["containers"][0]["env"]
+  assert cache == {"name": "XDG_CACHE_HOME", "value": "/cache"}
   assert env == {
     "name": "WANDB_API_KEY",
     "valueFrom": {"secretKeyRef": {"name": "wandb-key", "key": "WANDB_API_KEY"}},
@@ -160,8 +161,13 @@ def test_buckets_are_mounted_where_the_words_say(job_toml):
   template, pod = job_of(manifest)["template"], pod_of(manifest)
   assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
   mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-  volumes = {v["name"]: v["csi"]["volumeAttributes"]["bucketName"] for v in pod["volumes"]}
+  cache, *found = pod["volumes"]
+  volumes = {v["name"]: v["csi"]["volumeAttributes"]["bucketName"] for v in found}
+  assert mounts.pop("cache") == "/cache"
   assert mounts == {"bucket-0": "/gcs/my-bucket", "bucket-1": "/gcs/third-bucket"}
+  # Pods of a restart are new ones: what they leave has to be on the node.
+  place = {"path": "/var/lib/vr-jax/lamps", "type": "DirectoryOrCreate"}
+  assert cache == {"name": "cache", "hostPath": place}
   assert volumes == {"bucket-0": "my-bucket", "bucket-1": "third-bucket"}
 
 
@@ -169,7 +175,7 @@ def test_a_port_of_the_coordinator_and_a_queue_are_passed_on(job_toml):
   manifest = manifest_of(job_toml, {"coordinator_port": "9000", "gke.queue": "ours"})
   check(manifest)
   (container,) = pod_of(manifest)["containers"]
-  assert container["env"] == [{"name": "JAX_COORDINATOR_PORT", "value": "9000"}]
+  assert {"name": "JAX_COORDINATOR_PORT", "value": "9000"} in container["env"]
   assert {"containerPort": 9000} in container["ports"]
   assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "ours"
 
