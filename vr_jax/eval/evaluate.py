@@ -141,7 +141,7 @@ def _played(
   read = context.builder.read(
     "test", config.batch_size, view=view, limit=config.examples, repeat=False, cache=cache
   )
-  with console.progress(name) as tick:
+  with console.progress(name) as tick, preemption.stops_between_batches():
     for batch in split_episodes.play_split(context, params, read, split="test", cache=cache):
       yield batch
       done += len(batch.items)

@@ -116,7 +116,11 @@ def play(
   rounds = np.flatnonzero(processes.all_gather(lacks).any(axis=0)).tolist()
   done = len(items) - sum(len(chunks[place]) for place in _places(rounds, shares, len(chunks)))
   filler: list[batching.BatchItem] | None = None
-  with futures.ThreadPoolExecutor(1) as thread, store.writer(share) as writer:
+  with (
+    futures.ThreadPoolExecutor(1) as thread,
+    store.writer(share) as writer,
+    preemption.stops_between_batches(),
+  ):
     prompts = _read_ahead(thread, asker, [own[number] for number in rounds])
     for number, (asked, failed) in zip(rounds, prompts, strict=True):
       writer.add(failed)
