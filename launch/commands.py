@@ -67,6 +67,7 @@ def main(
     if command == "cost":
       return job_cost.print_cost(call.read, call.options)
     code = actions[command](call) or 0
+    sys.stdout.write(call.runner.script())
     sys.stdout.flush()
     return code
   except errors.InputError as error:

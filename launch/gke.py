@@ -146,8 +146,12 @@ def _run(call: commands.Call) -> None:
   if call.options.by == "gcluster":
     call.runner.run(_submit(call, slice_))
     return
-  text = json.dumps(jobset.manifest(call.job, slice_), indent=2)
-  call.runner.run(_connect(call), _kubectl(call, "apply", "--filename=-", stdin=text))
+  call.runner.run(_connect(call), _apply(call, slice_))
+
+
+def _apply(call: commands.Call, slice_: slices.NamedSlice) -> steps.CommandStep:
+  text = json.dumps(jobset.manifest(call.job, slice_), indent=2) + "\n"
+  return _kubectl(call, "apply", "--filename=-", stdin=text)
 
 
 def _submit(call: commands.Call, slice_: slices.NamedSlice) -> steps.CommandStep:
@@ -234,9 +238,7 @@ def _resume(call: commands.Call) -> None:
   if call.options.by == "gcluster":
     call.runner.run(_gcluster(call, "cancel", call.job.name), _submit(call, slice_))
     return
-  call.runner.run(_connect(call), _delete_jobset(call))
-  text = json.dumps(jobset.manifest(call.job, slice_), indent=2)
-  call.runner.run(_kubectl(call, "apply", "--filename=-", stdin=text))
+  call.runner.run(_connect(call), _delete_jobset(call), _apply(call, slice_))
 
 
 def _delete_jobset(call: commands.Call) -> steps.CommandStep:

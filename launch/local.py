@@ -13,7 +13,7 @@ that of the launch. A job starts again after a crash or a preemption, as it woul
 
 import argparse
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import os
 from pathlib import Path
 import shlex
@@ -30,6 +30,7 @@ POLL = 0.1  # seconds
 _PAUSE = 1.0  # seconds before a restart
 _PATIENCE = 5.0  # seconds for the last words of a process that has ended
 _INTERRUPTED = 130
+_FREE_PORT = "from launch import local; print(local.free_port())"
 _WORKER = (sys.executable, "-m", "vr_jax.main")
 
 
@@ -177,18 +178,22 @@ def _log_directory(call: commands.Call) -> Path:
 
 def _create(call: commands.Call) -> None:
   _flags(call)
-  print(f"{call.job.name}: nothing to create; its processes run on this machine")
+  _say(call, f"{call.job.name}: nothing to create; its processes run on this machine")
+
+
+def _say(call: commands.Call, text: str) -> None:
+  """Prints a line; in the script of a dry run it is a comment."""
+  if call.runner.dry_run:
+    call.runner.show(f"# {text}")
+  else:
+    print(text)
 
 
 def _run(call: commands.Call) -> int:
   """Runs the job until it is done, and again after a crash or a preemption."""
   flags, options = _flags(call), call.options
   if call.runner.dry_run:
-    address = "localhost:PORT"  # a free one
-    settings = [f"{name}={shlex.quote(text)}" for name, text in _platform(options.devices).items()]
-    for index in range(options.processes):
-      words = (*_WORKER, *flags, *_place(address, options.processes, index))
-      print(" ".join([*settings, shlex.join(words), "&"]))
+    call.runner.show(*_script(call, flags))
     return 0
   code = 0
   for restarts in range(call.job.restarts + 1):
@@ -206,6 +211,30 @@ def _run(call: commands.Call) -> int:
   return code if code > 0 else 128 - code  # a negative code is the signal that ended a process
 
 
+def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
+  """The lines of a shell that does the same as `_run` and `launch`."""
+  options, job = call.options, call.job
+  settings = [f"{name}={shlex.quote(text)}" for name, text in _platform(options.devices).items()]
+  logs = shlex.quote(str(_log_directory(call)))
+  yield f"mkdir -p {logs}"
+  yield f"for restarts in $(seq 0 {job.restarts}); do"
+  yield f"address=localhost:$({shlex.join((sys.executable, '-c', _FREE_PORT))})"
+  for index in range(options.processes):
+    words = shlex.join((*_WORKER, *flags, *_place("ADDRESS", options.processes, index)))
+    log = f"{logs}/process-{index}.log"
+    output = f">>{log} 2>&1" if index else f"> >(tee -a {log}) 2>&1"
+    yield " ".join([*settings, words.replace("ADDRESS", '"$address"', 1), output, "&"])
+  # The first one that fails ends the others.
+  each = f"for process in $(seq {options.processes})"
+  yield f"code=0; {each}; do wait -n || {{ code=$?; break; }}; done"
+  yield "kill -KILL $(jobs -p) 2>/dev/null || true; wait || true"
+  final = "|".join(map(str, (0, *jobset.FINAL_CODES, _INTERRUPTED)))
+  yield f"case $code in {final}) exit $code ;; esac"
+  yield f'echo "local: {job.name} ended with $code after $restarts restarts" >&2; sleep {_PAUSE:g}'
+  yield "done"
+  yield "exit $code"
+
+
 def _status(call: commands.Call) -> None:
   """Prints the last line of the run's metrics."""
   _flags(call)
@@ -213,9 +242,9 @@ def _status(call: commands.Call) -> None:
   done = status.read_steps(workdir)
   if not done:
     started = (workdir / "config.json").is_file()
-    print(f"{workdir}: {'has started, no step yet' if started else 'has not started'}")
+    _say(call, f"{workdir}: {'has started, no step yet' if started else 'has not started'}")
     return
-  print(f"{workdir}: step {done[-1]['step']} of {done[-1]['stage']}")
+  _say(call, f"{workdir}: step {done[-1]['step']} of {done[-1]['stage']}")
 
 
 def _logs(call: commands.Call) -> None:
@@ -237,7 +266,7 @@ def _fetch(call: commands.Call) -> None:
 
 def _delete(call: commands.Call) -> None:
   _flags(call)
-  print(f"{call.job.name}: nothing to delete; results stay in {call.job.run_directory}")
+  _say(call, f"{call.job.name}: nothing to delete; results stay in {call.job.run_directory}")
 
 
 if __name__ == "__main__":

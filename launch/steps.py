@@ -1,6 +1,7 @@
 """Commands that a launcher runs, one after the other, or prints as a shell script (--dry-run)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import dataclasses
 from pathlib import Path
 import shlex
@@ -22,19 +23,15 @@ _INSTALL = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommandStep:
-  """One command.
-
-  note: a line that tells the reader of a dry run when the command runs; empty: always.
-  """
+  """One command."""
 
   words: tuple[str, ...]
   stdin: str = ""
-  note: str = ""
 
   def as_shell(self) -> str:
     """The command as a shell would need it."""
     line = _broken(shlex.quote(word) for word in self.words)
-    return _with_note(self.note, f"{line} {_heredoc(self.stdin)}" if self.stdin else line)
+    return f"{line} {_heredoc(self.stdin)}" if self.stdin else line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,16 +68,34 @@ class StepFailed(Exception):
 
 
 class Runner:
-  """Runs steps, or prints them."""
+  """Runs steps, or puts them into a script for bash that does the same."""
 
   def __init__(self, *, dry_run: bool):
     self.dry_run = dry_run
+    self._script: list[str] = []
+
+  def script(self) -> str:
+    """What a dry run has found so far; it ends at the first command that fails, as a run does."""
+    first = ["set -e"] if len(self._script) > 1 else []
+    return "".join(f"{line}\n" for line in [*first, *self._script])
+
+  def show(self, *lines: str) -> None:
+    """Adds lines to the script of a dry run."""
+    if self.dry_run:
+      self._script += lines
+
+  @contextlib.contextmanager
+  def when(self, condition: str) -> Iterator[None]:
+    """The script of a dry run has what is run within it under a condition of bash."""
+    self.show(f"if {condition}; then")
+    yield
+    self.show("fi")
 
   def run(self, *steps: CommandStep | FileStep) -> None:
     """Runs the steps in turn. Raises StepFailed at the first that fails."""
     for step in steps:
       if self.dry_run:
-        print(step.as_shell())
+        self.show(step.as_shell())
       elif isinstance(step, FileStep):
         step.write()
       else:
@@ -88,6 +103,11 @@ class Runner:
 
   def run_all(self, *steps: CommandStep) -> None:
     """Runs all steps, also after one that fails; then raises StepFailed for the first that did."""
+    if self.dry_run:
+      self.show("code=0")
+      self.show(*(f"{step.as_shell()} || code=$((code ? code : $?))" for step in steps))
+      self.show('exit "$code"')
+      return
     failures = []
     for step in steps:
       try:
@@ -98,13 +118,7 @@ class Runner:
       raise failures[0]
 
   def ask(self, step: CommandStep) -> str:
-    """Runs a step and returns what it prints; a dry run prints the step and returns nothing.
-
-    Raises StepFailed if it fails.
-    """
-    if self.dry_run:
-      print(step.as_shell())
-      return ""
+    """Runs a step and returns what it prints. Not for dry runs. Raises StepFailed if it fails."""
     return _execute(step, keep_output=True).strip()
 
 
@@ -183,7 +197,3 @@ def _heredoc(text: str) -> str:
     end += "_"
   body = text if text.endswith("\n") else f"{text}\n"
   return f"<<'{end}'\n{body}{end}"
-
-
-def _with_note(note: str, line: str) -> str:
-  return f"# {note}\n{line}" if note else line

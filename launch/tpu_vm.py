@@ -28,6 +28,7 @@ _SCRIPT = Path(__file__).with_name("tpu_vm_worker.sh")
 _GCLOUD = ("gcloud", "compute", "tpus")
 _ALPHA = ("gcloud", "alpha", "compute", "tpus")
 _LOST = ("SUSPENDED", "FAILED")  # states from which a queued resource does not come back
+_NONE = "NOT_FOUND"  # what gcloud says of one that there is not
 _POLL = 30.0  # seconds
 
 
@@ -77,7 +78,7 @@ def _create(call: commands.Call) -> None:
   call.runner.run(_create_step(call))
 
 
-def _create_step(call: commands.Call, note: str = "") -> steps.CommandStep:
+def _create_step(call: commands.Call) -> steps.CommandStep:
   """Asks for the slice; it comes when there is room."""
   job, slice_ = call.job, _slice(call)
   bought, gcloud = {
@@ -104,28 +105,37 @@ def _create_step(call: commands.Call, note: str = "") -> steps.CommandStep:
       "--scopes=https://www.googleapis.com/auth/cloud-platform",
       *([f"--network={options.network}"] if options.network else []),
       f"--labels=vr-jax-job={job.name}",
-    ),
-    note=note,
-  )
-
-
-def _state(call: commands.Call) -> str:
-  """State of the queued resource: ACTIVE if the slice is there."""
-  return call.runner.ask(
-    steps.CommandStep(
-      words=(
-        *(*_GCLOUD, "queued-resources", "describe", call.job.name, *_place(call.job)),
-        "--format=value(state.state)",
-      )
     )
   )
 
 
+def _describe(call: commands.Call) -> steps.CommandStep:
+  """Prints the state of the queued resource: ACTIVE if the slice is there."""
+  words = (*_GCLOUD, "queued-resources", "describe", call.job.name, *_place(call.job))
+  return steps.CommandStep(words=(*words, "--format=value(state.state)"))
+
+
+def _is(*states: str) -> str:
+  """A condition of bash: $state is one of these."""
+  return f"[[ {' || '.join(f'$state == {state}' for state in states)} ]]"
+
+
 def _wait(call: commands.Call) -> None:
   """Returns when the slice is there. Raises InputError if it is not, or will not be."""
+  name = call.job.name
+  if call.runner.dry_run:
+    asked = f"state=$({_describe(call).as_shell()})"
+    lost = f'if {_is(*_LOST)}; then echo "{name}: is $state" >&2; exit 2; fi'
+    if call.options.wait:
+      again = f'echo "{name}: $state" >&2; sleep {_POLL:g}'
+      lines = ("while true; do", asked, f"{_is('ACTIVE')} && break", lost, again, "done")
+    else:
+      lines = (asked, f'{_is("ACTIVE")} || {{ echo "{name}: is $state" >&2; exit 2; }}')
+    call.runner.show(*lines)
+    return
   while True:
-    state = _state(call)
-    if state == "ACTIVE" or call.runner.dry_run:
+    state = call.runner.ask(_describe(call))
+    if state == "ACTIVE":
       return
     if state in _LOST:
       raise errors.InputError(f"{call.job.name}: is {state}; resume asks for it again")
@@ -182,9 +192,7 @@ def _remote(job: job_lib.TrainingJob) -> str:
   return f"vr_jax_{job.name}.sh"
 
 
-def _on_hosts(
-  call: commands.Call, words: str, *, worker: str = "all", note: str = ""
-) -> steps.CommandStep:
+def _on_hosts(call: commands.Call, words: str, *, worker: str = "all") -> steps.CommandStep:
   """Runs a command of the script on all hosts, or on one."""
   several = _slice(call).count > 1
   kind = ("queued-resources", "ssh") if several else ("tpu-vm", "ssh")
@@ -193,19 +201,22 @@ def _on_hosts(
     words=(
       *(*_GCLOUD, *kind, call.job.name, *_place(call.job), f"--worker={worker}", *nodes),
       f"--command=bash {_remote(call.job)} {words}",
-    ),
-    note=note,
+    )
   )
 
 
 def _status(call: commands.Call) -> None:
   _slice(call)
-  state = _state(call)
-  if not call.runner.dry_run:
-    print(f"{call.job.name}: {state}")
-    if state != "ACTIVE":
-      return
-  call.runner.run(_on_hosts(call, "status", note="if it is ACTIVE"))
+  on_hosts = _on_hosts(call, "status")
+  if call.runner.dry_run:
+    call.runner.show(f"state=$({_describe(call).as_shell()})", f'echo "{call.job.name}: $state"')
+    with call.runner.when(_is("ACTIVE")):
+      call.runner.run(on_hosts)
+    return
+  state = call.runner.ask(_describe(call))
+  print(f"{call.job.name}: {state}")
+  if state == "ACTIVE":
+    call.runner.run(on_hosts)
 
 
 def _logs(call: commands.Call) -> None:
@@ -216,27 +227,50 @@ def _logs(call: commands.Call) -> None:
 
 def _resume(call: commands.Call) -> None:
   """Replaces a slice that was lost; starts the run where the slice is there."""
-  lost = f"if it is {' or '.join(_LOST)}"
-  try:
-    state = _state(call)
-  except steps.StepFailed as error:
-    if "NOT_FOUND" not in str(error):
-      raise
-    state = "NOT_FOUND"
-  if state in _LOST or call.runner.dry_run:
-    call.runner.run(_delete_step(call, lost))
-  if state in (*_LOST, "NOT_FOUND") or call.runner.dry_run:
-    call.runner.run(_create_step(call, f"{lost}, or there is none"))
-    if not (call.options.wait or call.runner.dry_run):
-      print(f"{call.job.name}: asked for again; resume goes on once it is ACTIVE, --wait waits")
-      return
+  asked = f"{call.job.name}: asked for again; resume goes on once it is ACTIVE, --wait waits"
+  if call.runner.dry_run:
+    _show_state_or_none(call)
+    with call.runner.when(_is(*_LOST)):
+      call.runner.run(_delete_step(call))
+    with call.runner.when(_is(*_LOST, _NONE)):
+      call.runner.run(_create_step(call))
+      if not call.options.wait:
+        call.runner.show(f"echo {shlex.quote(asked)}", "exit")
+  else:
+    state = _state_or_none(call)
+    if state in _LOST:
+      call.runner.run(_delete_step(call))
+    if state in (*_LOST, _NONE):
+      call.runner.run(_create_step(call))
+      if not call.options.wait:
+        print(asked)
+        return
   _wait(call)
   _start(call)
 
 
-def _delete_step(call: commands.Call, note: str = "") -> steps.CommandStep:
+def _state_or_none(call: commands.Call) -> str:
+  try:
+    return call.runner.ask(_describe(call))
+  except steps.StepFailed as error:
+    if _NONE not in str(error):
+      raise
+    return _NONE
+
+
+def _show_state_or_none(call: commands.Call) -> None:
+  """The same in a shell, as $state."""
+  call.runner.show(
+    "errors=$(mktemp)",
+    f'state=$({_describe(call).as_shell()} 2>"$errors") || {{',
+    f'code=$?; grep -q {_NONE} "$errors" || {{ cat "$errors" >&2; exit $code; }}; state={_NONE}',
+    "}",
+  )
+
+
+def _delete_step(call: commands.Call) -> steps.CommandStep:
   words = (*_GCLOUD, "queued-resources", "delete", call.job.name, *_place(call.job))
-  return steps.CommandStep(words=(*words, "--force", "--quiet"), note=note)
+  return steps.CommandStep(words=(*words, "--force", "--quiet"))
 
 
 def _delete(call: commands.Call) -> None:

@@ -1,6 +1,7 @@
 """A job's file, and recording commands on PATH."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -46,3 +47,28 @@ def commands(tmp_path, monkeypatch):
   found = recorders.Recorders(tmp_path / "bin", "gcloud", "kubectl", "gcluster")
   monkeypatch.setenv("PATH", f"{found.directory}{os.pathsep}{os.environ['PATH']}")
   return found
+
+
+@pytest.fixture
+def same_in_a_shell(commands, capfd):
+  """Runs a command of a launcher, then the script that its dry run prints: both do the same.
+
+  Returns the exit code and the calls of one of them.
+  """
+
+  def compare(launcher, words):
+    before = len(commands.calls())
+    code = launcher.main(words)
+    calls = commands.calls()[before:]
+    capfd.readouterr()
+    assert launcher.main([*words, "--dry-run"]) == 0
+    script = capfd.readouterr().out
+    assert commands.calls()[before:] == calls
+    done = subprocess.run(
+      ["bash", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert commands.calls()[before + len(calls) :] == calls, script
+    assert done.returncode == code, done.stderr
+    return code, calls
+
+  return compare

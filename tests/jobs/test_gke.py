@@ -363,3 +363,19 @@ def test_an_exit_code_is_passed_on_with_the_last_line(job_toml, commands, capsys
   assert gke.main([command, job_toml]) == 4
   last = capsys.readouterr().err.splitlines()[-1]
   assert last.endswith(" ended with 4: error: no matches for kind JobSet")
+
+
+@pytest.mark.parametrize("by", ["kubectl", "gcluster"])
+@pytest.mark.parametrize(
+  "command", ["create", "run", "status", "logs", "resume", "fetch", "delete"]
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_dry_run_does_in_a_shell_what_the_command_does(
+  job_toml, commands, same_in_a_shell, command, by, fails
+):
+  override = '--config.env.instruction=it\'s "$HOME"\nand `date`'
+  if fails:
+    commands.answer(("gcloud", 4, "", "failed\n"), ("cancel", 3, "", "failed\n"))
+  words = [command, job_toml, f"--by={by}", "--slice=2xtpu7x-64", override]
+  code, calls = same_in_a_shell(gke, words)
+  assert calls and (code == 0 or fails)

@@ -1,6 +1,10 @@
 """launch.local takes the same jobs: N processes here, started again as on a pod."""
 
 import json
+import os
+from pathlib import Path
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -21,6 +25,7 @@ open(f"attempts/{attempt}-{index}", "w").write(json.dumps([address, words]))
 time.sleep(0.2)
 sys.exit(codes[min(attempt, len(codes) - 1)])
 """
+ROOT = Path(__file__).resolve().parents[2]
 HERE = ["--workdir=runs/lamps", "--paths.videos=v", "--paths.annotations=a", "--paths.pretrained="]
 
 
@@ -122,3 +127,40 @@ def test_the_other_commands_say_what_is_here(job_toml, tmp_path, capfd):
   assert (tmp_path / "here/weights").read_text() == "x"
   assert run("logs", "--dry-run") == "tail -n 100 runs/launch/lamps/process-0.log\n"
   assert run("fetch", "--dry-run", "--path=report.html") == "cp -R runs/lamps/report.html .\n"
+
+
+@pytest.mark.parametrize("codes", [(0,), (2,), (75, 1, 0), (1, 1, 1), (9, 3)])
+def test_a_dry_run_is_a_script_that_starts_waits_and_starts_again(
+  job_toml, worker, tmp_path, capfd, codes
+):
+  worker(*codes)
+  words = ["run", job_toml, *HERE, "--processes=2", "--restarts=2"]
+  code = local.main(words)
+  done = [(name, flags) for name, _, flags in attempts(tmp_path)]
+  said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("local: ")]
+  shutil.rmtree(tmp_path / "attempts")
+  logs = tmp_path / "runs" / "launch" / "lamps"
+  printed = sorted((logs / "process-1.log").read_text().splitlines())
+  shutil.rmtree(logs)
+  assert local.main([*words, "--dry-run"]) == 0
+  script = capfd.readouterr().out
+  ended = subprocess.run(
+    ["bash", "-c", script],
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == code, ended.stderr
+  assert [(name, flags) for name, _, flags in attempts(tmp_path)] == done
+  assert [line for line in ended.stderr.splitlines() if line.startswith("local: ")] == said
+  assert sorted((logs / "process-1.log").read_text().splitlines()) == printed
+  addresses = {address for _, address, _ in attempts(tmp_path)}
+  assert len(addresses) == len({name.partition("-")[0] for name, _ in done})
+
+
+def test_a_dry_run_of_what_runs_nothing_is_a_comment(job_toml, capfd):
+  for command in ("create", "status", "delete"):
+    assert local.main([command, job_toml, *HERE, "--dry-run"]) == 0
+    assert all(line.startswith("# ") for line in capfd.readouterr().out.splitlines())

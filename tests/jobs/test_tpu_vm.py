@@ -290,6 +290,75 @@ def test_the_lines_of_a_dry_run_do_in_a_shell_what_the_command_does(
   assert (tmp_path / "runs/launch/lamps.sh").read_text() == script
 
 
+@pytest.mark.parametrize("wait", [(), ("--wait",)])
+@pytest.mark.parametrize("found", ["ACTIVE", "SUSPENDED", "FAILED", "CREATING", "none", "denied"])
+@pytest.mark.parametrize("command", ["run", "resume", "status"])
+def test_a_dry_run_has_the_conditions_of_the_command(
+  job_toml, commands, same_in_a_shell, monkeypatch, command, found, wait
+):
+  if (found, wait) == ("CREATING", ("--wait",)) and command != "status":
+    return  # it would wait for ever: see the next test
+  if (command, wait) == ("resume", ("--wait",)) and found != "ACTIVE":
+    return  # as the next test, after it asked for another one
+  answers = {
+    "none": ("describe", 1, "", "NOT_FOUND: no such resource\n"),
+    "denied": ("describe", 7, "", "PERMISSION_DENIED\n"),
+  }
+  commands.answer(answers.get(found, state(found)))
+  code, calls = same_in_a_shell(tpu_vm, [command, job_toml, *wait])
+  words = [" ".join(call["words"]) for call in calls]
+  deleted = any(" delete " in line for line in words)
+  created = any(" create " in line for line in words)
+  assert deleted == (command == "resume" and found in ("SUSPENDED", "FAILED"))
+  assert created == (command == "resume" and found in ("SUSPENDED", "FAILED", "none"))
+  assert (code == 0) == (found == "ACTIVE" or created or (command == "status" and code == 0))
+
+
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_a_dry_run_waits_as_the_command_does(
+  job_toml, commands, same_in_a_shell, monkeypatch, tmp_path, command
+):
+  monkeypatch.setattr(tpu_vm, "_POLL", 0.01)
+  # Of three looks the first two find no slice yet: gcloud counts them.
+  (commands.directory / "recorder").mkdir()
+  (commands.directory / "gcloud").rename(commands.directory / "recorder" / "gcloud")
+  commands.add(
+    "gcloud",
+    f"""#!/bin/bash
+    {commands.directory}/recorder/gcloud "$@"
+    [[ $* == *describe* ]] || exit 0
+    echo >>{tmp_path}/looks
+    case $(($(wc -l <{tmp_path}/looks) % 3)) in
+      1) echo {"SUSPENDED" if command == "resume" else "WAITING_FOR_RESOURCES"} ;;
+      2) echo PROVISIONING ;;
+      0) echo ACTIVE ;;
+    esac
+    """,
+  )
+  commands.directory = commands.directory / "recorder"
+  code, calls = same_in_a_shell(tpu_vm, [command, job_toml, "--wait"])
+  words = [" ".join(call["words"]) for call in calls]
+  assert code == 0 and sum(" describe " in line for line in words) == 3
+  assert words[-1].endswith("vr_jax_lamps.sh start")
+
+
+@pytest.mark.parametrize("failing", ["delete", "queued-resources list", "nothing"])
+def test_a_dry_run_of_delete_goes_on_as_the_command_does(
+  job_toml, commands, same_in_a_shell, failing
+):
+  commands.answer((failing, 5, "", "failed\n"))
+  code, calls = same_in_a_shell(tpu_vm, ["delete", job_toml])
+  assert (code, len(calls)) == (0 if failing == "nothing" else 5, 3)
+
+
+@pytest.mark.parametrize("command", ["create", "logs", "fetch", "delete"])
+def test_the_other_dry_runs_do_in_a_shell_what_the_command_does(
+  job_toml, commands, same_in_a_shell, command
+):
+  code, calls = same_in_a_shell(tpu_vm, [command, job_toml])
+  assert code == 0 and calls
+
+
 def test_the_value_of_a_secret_appears_nowhere(job_toml, commands, capfd, tmp_path, monkeypatch):
   with (tmp_path / "job.toml").open("a") as file:
     file.write('[secrets]\nWANDB_API_KEY = "wandb-key"\n')
