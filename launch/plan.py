@@ -79,6 +79,11 @@ def _run(argv: list[str]) -> int:
   from vr_jax.train import config_checks, model_setup
 
   config_checks.check(config)
+  if config.rl.disjoint_meshes:
+    raise errors.InputError(
+      "--config.rl.disjoint_meshes: a plan is of one mesh; leave it out, and give the slice of one "
+      "half (python -m benchmarks.disjoint_meshes compares both)"
+    )
   where = topology.find(options.topology)
   if options.sweep:
     found = sweep.search(config, where, progress=_say)

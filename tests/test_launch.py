@@ -182,6 +182,27 @@ def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):
   assert alone["turns"] > 1 and alone["invalid_action_rate"] > 0
 
 
+def test_halves_of_two_processes_sample_and_train_as_one_mesh_does(tmp_path):
+  recipe, found = "configs/video_mtr.py", []
+  fields = {**TURNS, "rl.steps": 3, "rl.one_step_off_policy": True}
+  fields = {name.replace(".", "__"): value for name, value in fields.items()}
+  directory = nano.make_data(tmp_path / "data", recipe, **fields)
+  with pytest.MonkeyPatch.context() as patch:
+    nano.use_devices(patch, 2)
+    config = nano.config(recipe, **fields, data__directory=str(directory))
+    main.run(config, tmp_path / "one", "rl")
+  flags = [f"--config.rl.{name}=True" for name in ("one_step_off_policy", "disjoint_meshes")]
+  flags += [f"--config.data.directory={directory}", "--config.rl.steps=3"]
+  done = launch(tmp_path / "two", "rl", *flags, processes=2, devices=2, recipe=recipe)
+  assert done.returncode == 0, done.stderr
+  for workdir in (tmp_path / "one", tmp_path / "two"):
+    found.append([reproducible(x)["values"] for x in metrics.read(workdir / "metrics.jsonl")])
+  assert len(found[1]) == 3
+  for alone, together in zip(*found, strict=True):
+    assert together == pytest.approx(alone, rel=1e-5, abs=1e-7)
+    assert alone["turns"] > 1
+
+
 def test_when_one_process_is_taken_away_all_save_the_same_step_and_stop(runs, tmp_path):
   address = f"localhost:{local.free_port()}"
   fields = {**LONGER, "rl.steps": 500, "rl.eval_every": 500, "rl.checkpoint_every": 500}

@@ -207,6 +207,14 @@ class RlSection(LoopSection):
     "Whether the replies of the next step are sampled before the update of this step, and scored "
     "during it.",
   )
+  disjoint_meshes: bool = field(
+    False,
+    "Whether half of each process's devices sample these replies while the other half compute the "
+    "update (docs/pods.md). config.mesh is then that of one half; other stages and evaluations use "
+    "the half that trains alone.",
+    only_with="one_step_off_policy",
+    change="rounding",
+  )
   normalize_by_std: bool = field(
     True, "Whether advantages are divided by the standard deviation of their group."
   )

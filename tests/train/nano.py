@@ -219,7 +219,7 @@ def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -
 def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
   """Makes the loops use only the first `count` devices."""
   make = functools.partial(mesh_lib.make_mesh, devices=jax.devices()[:count])
-  monkeypatch.setattr(run_context.mesh_lib, "make_mesh", make)
+  monkeypatch.setattr(mesh_lib, "make_mesh", make)
 
 
 def merge(context: run_context.RunContext, params: Any) -> Any:

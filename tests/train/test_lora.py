@@ -10,6 +10,7 @@ from tests.train import nano
 from vr_jax import errors
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.common import export, lora, weight_mapping
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 from vr_jax.train import (
   batching,
@@ -71,9 +72,7 @@ def host(params):
 def batch(context):
   found = next(context.builder.read("train", 4))
   tokens, valid = batching.reply_arrays(found.items, context.config.sft.max_reply_tokens)
-  return context.builder.prompt(found), run_context.mesh_lib.put_batch(
-    (tokens, valid), context.mesh
-  )
+  return context.builder.prompt(found), mesh_lib.put_batch((tokens, valid), context.mesh)
 
 
 @pytest.fixture(scope="module")

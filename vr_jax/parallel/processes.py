@@ -1,7 +1,8 @@
 """Coordination between the processes of a run: work for the first one alone, and reductions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import itertools
 import json
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # JAX has no public name for the coordinator's store
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Num
 import numpy as np
 
@@ -19,6 +21,7 @@ from vr_jax import errors
 WAIT = 600  # seconds to wait for a text of another process
 _exchanges = itertools.count()
 _waited, _lock = 0.0, threading.Lock()  # seconds in all_gather
+_exchanging: Mesh | None = None  # the devices of all_gather; None: all
 
 
 def is_first() -> bool:
@@ -159,10 +162,42 @@ def all_gather(numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "processe
     return numbers[None]
   global _waited
   begun = time.monotonic()
-  gathered = np.asarray(multihost_utils.process_allgather(numbers))
+  if _exchanging is None:
+    gathered = np.asarray(multihost_utils.process_allgather(numbers))
+  else:
+    gathered = _gather_on(_exchanging, numbers)
   with _lock:
     _waited += time.monotonic() - begun
   return gathered
+
+
+@contextlib.contextmanager
+def exchanging_on(mesh: Mesh) -> Iterator[None]:
+  """Lets `all_gather` use these devices alone: then it waits for no program on the others.
+
+  All processes must do so together. mesh: has as many devices of each process.
+  """
+  global _exchanging
+  of_process = [
+    [device for device in mesh.devices.flat if device.process_index == index]
+    for index in range(jax.process_count())
+  ]
+  before, _exchanging = _exchanging, Mesh(np.array(of_process), ("processes", "devices"))
+  try:
+    yield
+  finally:
+    _exchanging = before
+
+
+def _gather_on(mesh: Mesh, numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "..."]:
+  sharding = NamedSharding(mesh, PartitionSpec("processes"))
+  stacked = jax.make_array_from_process_local_data(sharding, numbers[None])
+  return np.asarray(_replicate(mesh)(stacked).addressable_data(0))
+
+
+@functools.cache
+def _replicate(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def seconds_waited() -> float:

@@ -124,9 +124,13 @@ def _stage_memories(
   as_trained = net.decoding_shapes(int8_weights=False)
   evaluated = _decode_weight_bytes(net, as_trained) + _cache_bytes(net, played)
   sampled = _decode_weight_bytes(net, net.abstract_decoding_params) + _cache_bytes(net, shapes)
-  sampling = {"sft": 0, "rl": sampled}
+  disjoint = config.rl.disjoint_meshes and config.rl.steps
+  sampling = {"sft": 0, "rl": 0 if disjoint else sampled}
   if config.rl.eval_every:
     sampling["rl"] = max(sampling["rl"], evaluated)
+  if disjoint:  # the half that samples
+    moved = learner_state.make_reference(net, params, abstract=True)
+    yield StageMemory(stage="rl", state=_device_bytes(moved), gradient=0, sampling=sampled)
   for stage, state in states.items():
     yield StageMemory(
       stage=stage,
@@ -218,7 +222,8 @@ def _rl_seconds(
   work = forward.total + scorers * forward.text
   work += rl.num_iterations * _training_flops(net, forward)
   decoding = shapes.time * decode_bytes(net)[0] / speed.bandwidth
-  return shapes.prompts * work / (net.mesh.size * speed.flops) + decoding
+  update = shapes.prompts * work / (net.mesh.size * speed.flops)
+  return max(update, decoding) if rl.disjoint_meshes else update + decoding
 
 
 def decode_bytes(net: model_setup.ModelSetup) -> tuple[int, int]:

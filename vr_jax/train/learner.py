@@ -25,6 +25,19 @@ from vr_jax.train import train_state as train_state_lib
 _NOISE_SALT = 2**21  # folded into the run's key: other numbers than those of sampling
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaunchedUpdate:
+  """The updates on a batch of replies, which the devices may still be computing.
+
+  metrics: of the step. updates: metrics of each update.
+  """
+
+  collected: experience.Experience
+  shapes: reply_shapes.ReplyShapes
+  metrics: dict[str, Array]
+  updates: list[train_step.Metrics]
+
+
 @dataclasses.dataclass(kw_only=True)
 class Learner:
   """A policy in training, with its reference and its critic where the recipe has them.
@@ -105,9 +118,16 @@ class Learner:
   ) -> dict[str, float]:
     """Waits for the rewards, updates policy and critic, and returns the metrics of the step.
 
-    overlap: called with the new parameters while the devices still compute them. It is not called
-      if they are done by then, as on backends that launch programs synchronously. Processes may
-      differ in that, so it must not wait for other processes.
+    overlap: see `finish`.
+    """
+    return self.finish(self.launch(collected, timer), timer, overlap)
+
+  def launch(
+    self, collected: experience.Experience, timer: step_timer_lib.StepTimer
+  ) -> LaunchedUpdate:
+    """Waits for the rewards, and launches the updates of policy and critic.
+
+    `params` are the new ones from then on; the devices still compute them.
     """
     rl, layout = self.context.config.rl, mesh_lib.MeshLayout(self.context.mesh)
     shapes = reply_shapes.choose_reply_shapes(
@@ -120,7 +140,7 @@ class Learner:
     ):
       timer.record("update")  # launching was not asynchronous
     with console.doing("scoring replies"):
-      scored = collected.wait_for_scores()
+      collected.wait_for_scores()
     timer.record("reward", device_idle=_idle(ref_log_probs, old_log_probs))
     advantages, group_mask, targets, metrics = self._advantages(
       collected, rollout, shapes, ref_log_probs
@@ -147,13 +167,28 @@ class Learner:
         collected.prompt, rollout, targets, packed_length=shapes.packed_length
       )
     metrics["learning_rate"] = self.learning_rate(self.state)
+    timer.record("update")
+    return LaunchedUpdate(collected=collected, shapes=shapes, metrics=metrics, updates=updates)
+
+  def finish(
+    self,
+    launched: LaunchedUpdate,
+    timer: step_timer_lib.StepTimer,
+    overlap: Callable[[PyTree], None] | None = None,
+  ) -> dict[str, float]:
+    """Waits for the updates; returns the metrics of the step.
+
+    overlap: called with the new parameters while the devices still compute them. It is not called
+      if they are done by then, as on backends that launch programs synchronously. Processes may
+      differ in that, so it must not wait for other processes.
+    """
+    rl, collected = self.context.config.rl, launched.collected
     running = self.state.step, self.critic and self.critic.state.step
     if overlap and not _idle(*running):
-      timer.record("update")
       overlap(self.params)
       late = _idle(*running)
       timer.record("data" if late else "update", device_idle=late)
-    metrics, updates = jax.device_get((metrics, updates))
+    metrics, updates = jax.device_get((launched.metrics, launched.updates))
     metrics = {n: float(v) for n, v in {**metrics, **combine_updates(updates)}.items()}
     metrics = {n: v for n, v in metrics.items() if not _undefined(n, v)}
     timer.record("update")
@@ -161,10 +196,15 @@ class Learner:
       (self.reference_params is not None) + (rl.num_iterations > 1) + (self.critic is not None)
     )
     metrics["padding_fraction"] = reply_shapes.padding_fraction(
-      rl, layout, collected, shapes, scorers=log_prob_passes
+      rl,
+      mesh_lib.MeshLayout(self.context.mesh),
+      collected,
+      launched.shapes,
+      scorers=log_prob_passes,
     )
     sampled = metrics["completions/mean_length"] * collected.lengths.size
-    return {**metrics, **collected.metrics, **scored.counts, **timer.metrics(sampled)}
+    counts = collected.wait_for_scores().counts
+    return {**metrics, **collected.metrics, **counts, **timer.metrics(sampled)}
 
   def _log_probs(
     self,

@@ -69,18 +69,22 @@ def make_reference(
 
   abstract: `params` and the result are shapes, dtypes and shardings.
   """
-  activations = jnp.dtype(net.model.dtype)
-  casts = net.family.casts_matrices and not net.adapters
 
   def copy(variable: nnx.Variable) -> nnx.Variable:
     x = variable.get_value()
     if x is None:
       return variable
-    names = {*(variable.get_metadata().get("axes") or ())} - {"layers", None}
-    dtype = activations if casts and len(names) > 1 else x.dtype
+    dtype = dtype_in_passes(net, variable)
     if abstract:
       return variable.replace(jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding))
     return variable.replace(jnp.copy(x) if x.dtype == dtype else x.astype(dtype))
 
   trained = train_state_lib.split(params, net.frozen)[0]
   return jax.tree.map(copy, trained, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def dtype_in_passes(net: model_setup.ModelSetup, variable: nnx.Variable) -> jnp.dtype:
+  """The dtype that every pass casts a parameter to anyway, or else its own."""
+  names = {*(variable.get_metadata().get("axes") or ())} - {"layers", None}
+  casts = net.family.casts_matrices and not net.adapters and len(names) > 1
+  return jnp.dtype(net.model.dtype if casts else variable.get_value().dtype)

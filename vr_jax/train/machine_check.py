@@ -10,7 +10,7 @@ import ml_collections
 
 from vr_jax import durations, errors
 from vr_jax.models.common import prompts
-from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import disjoint_meshes
 from vr_jax.train import config_checks, estimates, model_setup, step_shapes
 
 
@@ -22,7 +22,7 @@ def problems(
   Adds estimates to `lines`, and to the bytes of disk that are `taken`.
   """
   try:
-    mesh = mesh_lib.make_mesh(config.mesh)
+    mesh = disjoint_meshes.training_mesh(config.mesh, disjoint=config.rl.disjoint_meshes)
   except errors.InputError as error:
     yield str(error)
     return

@@ -7,7 +7,8 @@ The host reads the next batch while the devices compute the update.
 
 With rl.one_step_off_policy the replies of step n + 1 are sampled before update n. Scoring of n + 1
 overlaps update n and the sampling of n + 2. When step n + 1 trains, its samples are one update
-stale; truncated importance sampling (rl.tis_cap) corrects for that.
+stale; truncated importance sampling (rl.tis_cap) corrects for that. With rl.disjoint_meshes they
+are sampled during update n, on other devices.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from vr_jax.train import (
   profiling,
   rollout_log,
   run_context,
+  sampling_half,
   scoring,
   slow_process,
   step_summary,
@@ -84,11 +86,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     vision_features.open_cache(context, learner.params, workdir) as cache,
     contextlib.closing(context.environment),
     preemption.stops_between_steps(),
+    sampling_half.open_half(context) as half,
     scoring.scoring_thread() as thread,
     profiling.profiler(workdir, "rl", config.log.profile_steps) as profile,
     console.progress("rl", rl.steps, done=last_step) as tick,
   ):
-    batches = context.builder.read(
+    sampling = half.context if half else context
+    batches = sampling.builder.read(
       "train", rl.batch_size, cache=cache, by_length=rl.curriculum == "length"
     )
     if iterator_state is not None:
@@ -98,7 +102,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       evaluation.check()
     key = jax.random.key(config.seed)
     source = experience.Collector(
-      context=context, batches=batches, cache=cache, key=key, scoring_thread=thread
+      context=sampling, batches=batches, cache=cache, key=key, scoring_thread=thread
     )
     signal = learning_signal.SignalWatch(rl.advantage_estimator)
     mismatch = mismatch_watch.MismatchWatch(
@@ -110,15 +114,25 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       profile.begin(step)
       timer = step_timer_lib.StepTimer(after=timer)
       if ahead is None:
-        collected = source.collect(learner.params, step, timer)
+        collected = source.collect(
+          half.refresh(learner.params) if half else learner.params, step, timer
+        )
       else:
         collected, ahead = ahead, None
-      if rl.one_step_off_policy and step < rl.steps:
-        ahead = source.collect(learner.params, step + 1, timer)
+      samples_ahead, launched = rl.one_step_off_policy and step < rl.steps, None
+      if half:  # the update starts first; the next replies get a copy of the policy before it
+        half.refresh(learner.params)
+        collected = half.hand_over(collected)
+        launched = learner.launch(collected, timer)
+      if samples_ahead:
+        ahead = source.collect(half.params if half else learner.params, step + 1, timer)
       # If another batch is needed, the host reads it during the update.
-      prefetch_needed = step + rl.one_step_off_policy < rl.steps
+      prefetch = None
+      if step + rl.one_step_off_policy < rl.steps:
+        prefetch = (lambda _: source.prefetch(half.params)) if half else source.prefetch
       with console.doing("updating the policy"):
-        values = learner.learn(collected, timer, source.prefetch if prefetch_needed else None)
+        launched = launched or learner.launch(collected, timer)
+        values = learner.finish(launched, timer, prefetch)
       profile.end(step)
       num_tokens += round(collected.useful_tokens)
       values["num_tokens"] = num_tokens

@@ -18,8 +18,7 @@ from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
-from vr_jax.parallel import compiler_options, cpu_memory
-from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import compiler_options, cpu_memory, disjoint_meshes
 from vr_jax.rewards import judge as judge_lib
 from vr_jax.train import (
   batching,
@@ -106,7 +105,7 @@ def make_run_context(
   allowed_tokens = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
   allowed_tokens[list(processor.media_tokens)] = False
   configure_compiler(config)
-  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh = disjoint_meshes.training_mesh(config.mesh, disjoint=config.rl.disjoint_meshes)
   needs = registry.environment_class(config.recipe).needs
   services: dict[str, Any] = {"box_scale": processor.box_scale}
   if "judge" in needs and judged:
