@@ -21,11 +21,13 @@ APPLY = "kubectl --namespace=default apply --filename=-"
 DELETE = "kubectl --namespace=default delete jobset lamps --ignore-not-found --wait"
 
 
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+# The schema that JobSet publishes, of the fields that are written; and the rules that servers add.
+PUBLISHED = json.loads(Path(__file__).with_name("jobset_crd.json").read_text())
 
 
 def check(manifest):
-  VALIDATOR.validate(manifest)
+  for schema in (PUBLISHED, SCHEMA):
+    jsonschema.Draft202012Validator(schema).validate(manifest)
 
 
 def manifest_of(job_toml, flags=None, overrides=()):
@@ -91,8 +93,25 @@ def test_bad_input_and_divergence_fail_the_jobset_and_all_else_restarts_it(job_t
   assert pod["restartPolicy"] == "Never"
 
 
-def test_the_schema_is_one():
-  jsonschema.Draft202012Validator.check_schema(SCHEMA)
+def test_the_schemas_are_schemas():
+  for schema in (PUBLISHED, SCHEMA):
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_the_published_schema_refuses_fields_and_values_that_jobset_has_not(job_toml):
+  def spoil(change):
+    bad = manifest_of(job_toml)
+    change(bad)
+    with pytest.raises(jsonschema.ValidationError):
+      jsonschema.Draft202012Validator(PUBLISHED).validate(bad)
+
+  spoil(lambda m: m["spec"]["failurePolicy"].update(restartStrategy="OnFailure"))
+  spoil(lambda m: m["spec"]["failurePolicy"]["rules"][0].pop("name"))
+  spoil(lambda m: m["spec"].update(replicatedJob=[]))
+  spoil(lambda m: m["spec"]["replicatedJobs"][0].update(replicas="2"))
+  spoil(lambda m: job_of(m)["podFailurePolicy"]["rules"][0]["onExitCodes"].pop("operator"))
+  spoil(lambda m: pod_of(m)["volumes"][0]["hostPath"].pop("path"))
+  spoil(lambda m: pod_of(m)["containers"][0]["volumeMounts"][0].update(mountpath="/x"))
 
 
 def test_the_schema_refuses_what_a_cluster_would_silently_ignore(job_toml):
