@@ -113,7 +113,7 @@ def test_processes_with_other_configs_all_stop_with_the_same_line(tmp_path):
   assert lines[0] == lines[1]
   (line,) = lines[0]
   assert "was started with another config or --mode than" in line
-  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+  assert {path.name for path in tmp_path.iterdir()} == {"config.json", "health"}
 
 
 def test_devices_with_other_numbers_than_their_processes_are_found(tmp_path):
@@ -149,3 +149,14 @@ def test_all_hosts_of_a_slice_and_no_other_have_to_join(tmp_path, monkeypatch, j
   monkeypatch.setattr(preflight.jax, "process_count", lambda: seen)
   with pytest.raises(errors.InputError, match=line):
     preflight.check(nano.config(), tmp_path, "rl", tmp_path / "cache")
+
+
+def test_in_the_workdir_the_first_process_alone_makes_directories(tmp_path, monkeypatch):
+  monkeypatch.setattr(preflight.processes, "is_first", lambda: False)
+  own, shared = tmp_path / "disk" / "cache", tmp_path / "run" / "compilations"
+  both = {"--workdir": tmp_path / "run", "the compilation cache": shared, "own": own}
+  assert preflight._unwritable(both, tmp_path / "run") == ""
+  assert own.is_dir() and not (tmp_path / "run").exists()
+  monkeypatch.setattr(preflight.processes, "is_first", lambda: True)
+  assert preflight._unwritable(both, tmp_path / "run") == ""
+  assert shared.is_dir()

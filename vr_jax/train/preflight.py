@@ -152,7 +152,7 @@ def _facts(
     config=_digest(resolved.encode()),
     workdir=_digest(written.read_bytes()) if written.is_file() else "",
     clock=time.time(),
-    unwritable=_unwritable({"--workdir": workdir, "the compilation cache": cache}),
+    unwritable=_unwritable({"--workdir": workdir, "the compilation cache": cache}, workdir),
     free=_free_memory(),
     chips=absent_tpu.has_chips() and not _cpu_is_meant(),
     backend=jax.default_backend(),
@@ -179,11 +179,17 @@ def _digest(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
 
 
-def _unwritable(directories: Mapping[str, Path]) -> str:
-  """What can't be written to, of directories by what they are; "" if there is none."""
+def _unwritable(directories: Mapping[str, Path], workdir: Path) -> str:
+  """What can't be written to, of directories by what they are; "" if there is none.
+
+  In the workdir the first process alone makes directories: a bucket takes each once a second.
+  """
   for what, directory in directories.items():
     try:
-      directory.mkdir(parents=True, exist_ok=True)
+      if processes.is_first() or not directory.is_relative_to(workdir):
+        directory.mkdir(parents=True, exist_ok=True)
+      elif not directory.is_dir():
+        continue
       with tempfile.TemporaryFile(dir=directory) as probe:
         probe.write(b"probe")
     except OSError as error:
