@@ -224,8 +224,13 @@ def test_when_one_process_is_taken_away_all_save_the_same_step_and_stop(runs, tm
   assert [process.returncode for process in together] == [75, 75], said
   step = metrics.read(log)[-1]["step"]
   assert step < fields["rl.steps"]
-  for each in said:
+  for index, each in enumerate(said):
     assert f"vr-jax: SIGTERM: rl is saved at step {step}; the same command goes on" in each
+    # After the first step, and at the end.
+    counts = [line for line in each.splitlines() if line.startswith(f"process {index} on ")]
+    assert len([line for line in counts if "programs: " in line]) == 2, each
+    state = json.loads((tmp_path / "health" / f"{index}.json").read_text())
+    assert state["state"] == "preempted" and counts[-1].endswith(state["programs"])
   assert [path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()] == [str(step)]
 
 

@@ -23,6 +23,7 @@ class ProcessState:
   task: what has a bar: a stage, a download; "" if there is none. done, total: its count.
   activity: what it waits for, and for how many seconds so far.
   error: the line that it ended with.
+  programs: how many compiled programs were in its cache, and how many were not.
   namespace: what the pid belongs to: a machine, or a container.
   """
 
@@ -38,6 +39,7 @@ class ProcessState:
   seconds: float
   error: str = ""
   namespace: str = ""
+  programs: str = ""
 
   @property
   def place(self) -> str:

@@ -18,6 +18,8 @@ import json
 import os
 from pathlib import Path
 import platform
+import socket
+import sys
 import tempfile
 import threading
 from typing import Any
@@ -79,6 +81,14 @@ def seconds() -> float:
 def summary() -> str:
   """A line: how many programs were in the cache so far, and how many, worth it, were not."""
   return f"programs: {_hits} were in the cache, {_misses} were compiled"
+
+
+def print_summary() -> None:
+  """Prints that line on stderr, in every process, if there was any program so far."""
+  if _hits or _misses:
+    who = f"process {jax.process_index()} on {socket.gethostname()}: "
+    line = (who if jax.process_count() > 1 else "") + summary()
+    print(line, file=sys.stderr, flush=True)
 
 
 def use_cache(workdir: Path) -> Path:
@@ -150,6 +160,9 @@ def announced(directory: Path, network: Any) -> Iterator[None]:
   monitoring.register_event_duration_secs_listener(watch.end)
   try:
     yield
+  except BaseException:  # preempted, say: the next start should find these programs
+    print_summary()
+    raise
   finally:
     monitoring.unregister_scalar_listener(watch.begin)
     monitoring.unregister_event_listener(watch.note_hit)

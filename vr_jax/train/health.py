@@ -23,7 +23,7 @@ import jax
 
 from vr_jax import atomic, durations, errors, goodput, process_state
 from vr_jax.parallel import processes
-from vr_jax.train import background, console, lease
+from vr_jax.train import background, compilations, console, lease
 
 PERIOD = lease.PERIOD  # seconds between two files
 SILENCE_LOOK = 10.0  # seconds between two looks of process 0 for others that are silent
@@ -165,6 +165,7 @@ class _HealthWatch:
       seconds=round(now.seconds, 1),
       error=error,
       namespace=lease.namespace(),
+      programs=compilations.summary(),
     )
 
   def _end(self, seconds: float) -> None:

@@ -2,6 +2,8 @@
 
 import time
 
+import jax
+
 from vr_jax.parallel import processes
 from vr_jax.train import compilations, metrics
 
@@ -18,6 +20,7 @@ class StepTimer:
     after: the timer of the previous step. The time since its last record, in which logs and
       checkpoints were written, counts as `log` of this step.
     """
+    self._first = after is None
     self._begun = self._last = after._last if after else time.perf_counter()
     self._laps: dict[str, float] = {}
     self._device_idle = 0.0
@@ -54,6 +57,8 @@ class StepTimer:
   def metrics(self, tokens: float) -> dict[str, float]:
     """The metrics of the step. tokens: number of tokens of its replies."""
     whole = self.seconds
+    if self._first and jax.process_count() > 1:
+      compilations.print_summary()  # a process that is killed later has told it
     return {
       **{f"perf/time/{name}": seconds for name, seconds in self._laps.items()},
       "perf/time/step": whole,
