@@ -71,7 +71,7 @@ def labelled(world: world_config.WorldConfig, questions: int, seed: int = SEED) 
   examples = [
     dataclasses.replace(example, question=LAW + example.question) for _, (example,) in videos
   ]
-  values = _values(examples)
+  values = known_values(examples)
   return [
     Labelled(
       case=judge.JudgeCase(example=example, observation=observation),
@@ -122,7 +122,7 @@ def measure(judged: judge.Judge, cases: Sequence[Labelled]) -> dict[str, Any]:
   }
 
 
-def _values(examples: Sequence[records.Example]) -> dict[str, tuple[str, ...]]:
+def known_values(examples: Sequence[records.Example]) -> dict[str, tuple[str, ...]]:
   """All values of each attribute in the examples."""
   found: dict[str, set[str]] = {}
   for example in examples:
@@ -142,7 +142,7 @@ def _observations(
 
   yield "whole", " ".join(seen)
   yield "mixed", " ".join(rng.sample(seen, len(seen)))
-  changed = _changed(seen, values, rng)
+  changed = change_value(seen, values, rng)
   if changed is not None:
     yield "changed", " ".join(changed)
   dropped = " ".join(_dropped(seen, suffices, rng))
@@ -151,7 +151,7 @@ def _observations(
   yield "stated", f"The answer is {example.answer}."
 
 
-def _changed(
+def change_value(
   sentences: Sequence[str], values: dict[str, tuple[str, ...]], rng: random.Random
 ) -> list[str] | None:
   """The sentences with one value replaced by another of its attribute; None without a value."""

@@ -42,6 +42,7 @@ from vr_jax.data import benchmark_item
 from vr_jax.data.benchmark_sets import registry
 from vr_jax.eval import report
 from vr_jax.eval.benchmarks import (
+  answer_submission,
   judged_answers,
   protocols,
   reply_store,
@@ -319,10 +320,17 @@ def _score(
       raise errors.InputError(
         f"--base={arguments.base}: {len(left)} questions of {protocol.name} were not asked there"
       )
+  replies = store.read()
+  if answer_submission.is_needed(questions.items):
+    path = store.directory / "submission.json"
+    count = answer_submission.write(path, protocol, questions.items, replies)
+    print(
+      f"{path}: {count} answers of {len(questions.items)}, for the server of {protocol.benchmark}"
+    )
   return score_table.make(
     protocol,
     questions.items,
-    store.read(),
+    replies,
     missing=questions.missing,
     count_differences=questions.count_differences,
     unshown=questions.unshown,

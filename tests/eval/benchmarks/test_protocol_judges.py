@@ -89,3 +89,16 @@ def test_tempcompasss_judge_reads_what_the_rules_cant(judge, server):
     assert (plain.questions, plain.unparsed, plain.by_rule) == (5, 3, counted)
   row = score_table.make(protocols.get("tempcompass@disable_llm"), some, given, judge=judge)
   assert row.values["accuracy"].value == pytest.approx(20) and row.judge == ""
+
+
+def test_intervals_of_few_videos_are_said_to_be_too_narrow():
+  protocol = protocols.get("mvbench@official")
+  question = benchmark_items.question("B", strata={"task": ("Action Count",)})
+  for count, told in ((19, True), (20, False)):
+    some = [
+      dataclasses.replace(question, id=str(number), cluster=str(number)) for number in range(count)
+    ]
+    given = said({item.id: "B)" if int(item.id) % 2 else "A)" for item in some})
+    row = score_table.make(protocol, some, given)
+    lines = [line for line in scored_protocol.notes([row]) if "too narrow" in line]
+    assert bool(lines) == told

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import noisy_trace_judge
 from vr_jax.eval.trace_judging import agreement, video_bootstrap
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example C: four observers,
@@ -137,3 +138,13 @@ def test_there_is_no_interval_without_two_videos_or_where_draws_are_undefined():
     lambda weights: np.where(weights[:, 0] > 0, 1.0, np.nan), ["a", "b", "c"]
   )
   assert (rare.value, rare.low, rare.high) == (1.0, None, None)
+
+
+def test_agreement_falls_with_a_judges_noise_as_it_should():
+  """With grades spread evenly, kappa with the truth is 1 - noise, and alpha of runs its square."""
+  truth = np.repeat(np.arange(1, 6), 2000)[:, None]
+  for noise in (0.0, 0.2, 0.5):
+    runs = noisy_trace_judge.add_noise(truth, noise, seed=1)
+    kappa, alpha, _ = noisy_trace_judge.measure(truth[:, 0], runs[:, :, 0])
+    assert kappa == pytest.approx(1 - noise, abs=0.02)
+    assert alpha == pytest.approx((1 - noise) ** 2, abs=0.02)

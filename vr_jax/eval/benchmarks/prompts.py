@@ -76,9 +76,10 @@ def egoschema(item: benchmark_item.Item, _: Sequence[str]) -> BenchmarkPrompt:
 
 
 def longvideobench(item: benchmark_item.Item, subtitles: Sequence[str]) -> BenchmarkPrompt:
-  """The released loader puts each line of the subtitles between the frames around it.
+  """The released loader puts each line of the subtitles between the frames around it, as pictures.
 
-  A video comes as a whole here, so the lines precede the question.
+  A video comes as a whole here, so the lines precede the question: when a line was said, the model
+  can't tell.
 
   Source: LongVideoBench, longvideobench_dataset.py.
   """

@@ -141,7 +141,9 @@ OFFICIAL: Mapping[str, Mapping[str, Any]] = {
     **_LONGVIDEOBENCH,
     "rule": "longvideobench",
     "counted": _AS_READ,
-    "source": "LongVideoBench, longvideobench_dataset.py; decoding of lmms-eval. No random choice",
+    "source": "LongVideoBench, longvideobench_dataset.py; decoding of lmms-eval. No random choice. "
+    "It shows frames as pictures with the subtitles between them; here the video comes whole, and "
+    "the subtitles that it would show stand before the question",
   },
   "longvideobench@guessing": {
     **_LONGVIDEOBENCH,

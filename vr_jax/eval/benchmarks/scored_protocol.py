@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import math
 
 from vr_jax.eval.benchmarks import statistics
+
+FEW_VIDEOS = 20  # below, fewer than 93 % of intervals may hold the true value (docs/evaluation.md)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,12 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
         f"{row.protocol}: n counts {row.questions} questions, {row.headline} of them "
         f"{row.questions - row.beside}; the other {row.beside} ({row.beside_failed} failed) are in "
         f"{' and '.join(row.further)} alone"
+      )
+    value = row.values[row.headline]
+    if value.clusters < FEW_VIDEOS and not math.isnan(value.low):
+      found.append(
+        f"{row.protocol}: {value.clusters} videos; intervals of fewer than {FEW_VIDEOS} are a "
+        "little too narrow"
       )
     if row.not_asked:
       found.append(f"{row.protocol}: {row.not_asked} questions not asked yet; they count as wrong")
