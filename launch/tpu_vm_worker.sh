@@ -91,7 +91,7 @@ stop() {
 pass_on() {
   told=1 interrupted=1
   kill -TERM "$child" 2>/dev/null
-  [ -z "$IMAGE" ] || sudo docker stop --time="$grace" "$NAME" >/dev/null 2>&1 &
+  [ -z "$IMAGE" ] || sudo docker stop -t "$grace" "$NAME" >/dev/null 2>&1 &
 }
 
 # Waits for the child, also if the signal comes meanwhile.

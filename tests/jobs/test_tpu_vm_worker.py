@@ -233,7 +233,7 @@ def test_a_second_start_leaves_the_run_alone_until_it_is_stopped(host):
   host.tools.add(
     "docker",
     f"""#!/bin/bash
-    [[ $* != "stop --time=30 lamps" ]] || kill $(cat {host.home}/container)
+    [[ $* != "stop -t 30 lamps" ]] || kill $(cat {host.home}/container)
     [[ $1 == run ]] || exit 0
     trap 'echo saved >>{host.home}/saved; exit 75' TERM
     echo $$ >{host.home}/container
