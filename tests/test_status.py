@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from launch import local
 from tests.train import nano
 from vr_jax import errors, main, process_state, status
 
@@ -143,6 +145,61 @@ def test_a_process_in_which_nothing_happens_ends_with_its_stacks(tmp_path):
   assert "waits_for_ever" in (tmp_path / "health" / "0.stacks").read_text()
   own = process_state.read_all(tmp_path)[0]
   assert own.state == "failed" and own.error in line
+
+
+LATE = """
+import sys, time
+import jax
+from vr_jax import main
+from vr_jax.parallel import processes
+from vr_jax.train import console, health
+health.PERIOD = 0.2
+
+def never_reads():
+  time.sleep(600)
+
+def steps(config, workdir, mode):
+  first = processes.is_first()
+  with console.progress("rl", 60) as tick:
+    for step in range(1, 4):
+      processes.all_max(step)
+      tick(step)
+    with console.doing("reading the next batch"):
+      if not first:
+        never_reads()
+      tick(4)
+      processes.all_max(4)
+
+main._run_stages = steps
+sys.exit(main.cli())
+"""
+
+
+def test_all_processes_leave_their_stacks_and_name_the_late_one(tmp_path):
+  address = f"localhost:{local.free_port()}"
+  words = [
+    *("--config=moss_chatv:tiny", f"--workdir={tmp_path}", "--config.log.hang_timeout=2"),
+    *(f"--coordinator_address={address}", "--num_processes=2", "--mode=export"),
+  ]
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-c", LATE, *words, f"--process_id={index}"],
+      cwd=nano.ROOT,
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  said = [each.communicate(timeout=120)[1] for each in started]
+  assert [each.returncode for each in started] == [1, 1], said
+  lines = [line for each in said for line in each.splitlines() if "nothing has happened" in line]
+  assert [line.partition(" on ")[0] for line in lines] == ["vr-jax: process 0", "vr-jax: process 1"]
+  assert f"waited for process 1 on {socket.gethostname()} (rl 3 of 60, reading" in lines[0]
+  assert "waited for" not in lines[1]
+  for index, function in enumerate(("all_max", "never_reads")):
+    assert function in (tmp_path / "health" / f"{index}.stacks").read_text()
+    assert f"stacks are in {tmp_path / 'health' / f'{index}.stacks'}" in lines[index]
 
 
 def test_a_run_leaves_word_of_how_it_ended(tmp_path):

@@ -240,15 +240,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judge_factory.check(config, workdir)
-  # Other stages do some things that take long in one piece, as writing an export to a bucket.
-  timeout = config.log.hang_timeout if mode in ("sft", "rl", "eval", "all") else 0.0
   with lease.held(workdir):
     processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
     cache = compilations.use_cache(workdir)
     preflight.check(config, workdir, mode, cache)
     with (
       console.heartbeat(),
-      health.watched(workdir, timeout),
+      health.watched(workdir, config.log.hang_timeout),
       shared_cache.synchronized(cache, workdir),
       health_endpoint.served(workdir, config.log.health_address, config.log.health_port),
       compilations.announced(cache, compilations.network(config)),

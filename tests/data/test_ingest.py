@@ -70,9 +70,14 @@ def test_each_video_is_decoded_once_and_only_if_asked_about(inputs, monkeypatch)
 
 
 def test_progress_is_told_after_each_video(inputs):
-  calls = []
-  run(inputs, progress=lambda done, total: calls.append((done, total)))
+  calls, compared = [], []
+  run(
+    inputs,
+    progress=lambda done, total: calls.append((done, total)),
+    compared=lambda done, total: compared.append((done, total)),
+  )
   assert calls == [(1, 2), (2, 2)]
+  assert [done for done, _ in compared] == [*range(1, compared[0][1] + 1)]
 
 
 def test_a_complete_output_is_left_as_it_is(inputs, monkeypatch):

@@ -64,10 +64,13 @@ def process_hangs(root: Path) -> dict[str, Any]:
   run.wait_until(run.is_at_work)
   ended = run.finish(600)
   lines = [line for said in ended.said for line in said.splitlines() if "nothing has happ" in line]
-  named = any("waited for process 1 on " in line for line in lines)
-  stacks = run.workdir / "health" / "1.stacks"
+  stacks = [run.workdir / "health" / f"{index}.stacks" for index in range(2)]
   return {
-    "right": named and 1 in ended.codes and stacks.is_file() and "prepared" in stacks.read_text(),
+    "right": len(lines) == 2
+    and "waited for process 1 on " in lines[0]
+    and ended.codes == (1, 1)
+    and all(each.is_file() and "Thread" in each.read_text() for each in stacks)
+    and "prepared" in stacks[1].read_text(),
     "codes": ended.codes,
     "seconds": round(ended.seconds, 1),
     "lines": lines or ended.said[0][-300:],

@@ -110,6 +110,7 @@ def ingest(
   check: Callable[[Splits], None] = lambda _: None,
   check_record: annotations.Check | None = None,
   progress: Callable[[int, int], None] | None = None,
+  compared: Callable[[int, int], None] | None = None,
 ) -> Report:
   """Cuts every video that a question refers to, and writes frames and examples to `output`.
 
@@ -130,6 +131,7 @@ def ingest(
       InputError. Examples of bad videos are among them.
     check_record: says what is wrong with an example, "" if nothing is; asked before that.
     progress: called after each video with (videos done, all videos).
+    compared: called before that, after each file that is compared, with (files done, all files).
 
   Raises:
     InputError: a bad input (unless those are skipped), no good record at all, a full disk, or an
@@ -138,7 +140,7 @@ def ingest(
   foreign_records.check_place(videos, "config.data.videos")
   files = video_file.find(videos)
   hashes = _hash_annotations(annotations)
-  inputs = _digest_inputs(videos, files, annotations, hashes)
+  inputs = _digest_inputs(videos, files, annotations, hashes, compared)
   atomic.finish_move(output)
   if output.is_dir() and any(output.iterdir()):
     check_annotations(output, annotations)
@@ -196,7 +198,11 @@ def _hash_file(path: Path) -> str:
 
 
 def _digest_inputs(
-  videos: Path, files: Sequence[str], annotation_file: Path, hashes: Mapping[str, str]
+  videos: Path,
+  files: Sequence[str],
+  annotation_file: Path,
+  hashes: Mapping[str, str],
+  compared: Callable[[int, int], None] | None,
 ) -> bytes:
   """What the fingerprint depends on besides the config. hashes: of the annotation files."""
   # Records may stay as they are when the masks that they name change.
@@ -204,8 +210,12 @@ def _digest_inputs(
     **hashes,
     **{str(p): _hash_file(p) for p in annotations.find_mask_files(annotation_file)},
   }
-  sums = json.dumps([[file, *_size_and_checksum(videos / file)] for file in files])
-  return b"".join([*map(bytes.fromhex, hashes.values()), sums.encode()])
+  sums = []
+  for done, file in enumerate(files, start=1):
+    sums.append([file, *_size_and_checksum(videos / file)])
+    if compared:
+      compared(done, len(files))
+  return b"".join([*map(bytes.fromhex, hashes.values()), json.dumps(sums).encode()])
 
 
 def _fingerprint(inputs: bytes, config: IngestConfig) -> str:

@@ -99,7 +99,7 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   # Recipes may share the directory, so what this one can't use is left out by `check_examples`.
   # But a run that stops does so before hours of decoding.
   stops = data.on_bad == "stop"
-  with console.progress("ingest") as tick:
+  with console.progress("files") as compared, console.progress("ingest") as tick:
     report = ingest.ingest(
       paths.videos_directory(config, workdir),
       paths.annotation_file(config, workdir),
@@ -109,6 +109,7 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
       check=functools.partial(check_splits, config),
       check_record=registry.make_environment(config).reference_problem if stops else None,
       progress=tick,
+      compared=compared,
     )
   counts = ", ".join(f"{count} {split}" for split, count in report.examples.items())
   console.print_line(

@@ -63,9 +63,10 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
       )
   with (
     console.doing(f"writing {target}", announce=True),
+    console.progress("export") as tick,
     _replace_own(target, checkpoint) as path,
   ):
-    write_model(params, path, context, workdir, files=record)
+    write_model(params, path, context, workdir, files=record, progress=tick)
   console.print_line(f"export: {stage} step {step} -> {target}")
 
 
@@ -76,12 +77,14 @@ def write_model(
   workdir: Path,
   *,
   files: Mapping[str, str] | None = None,
+  progress: Callable[[int], None] = lambda pieces: None,
 ) -> None:
   """Writes parameters, and all that transformers needs to reply as the run's evaluation does.
 
   Adapters are merged into the weights. All processes of a run must call this.
 
   files: more text files by name.
+  progress: as of `common.export.save_pretrained`.
 
   Raises InputError as `common.export.save_pretrained` does.
   """
@@ -95,6 +98,7 @@ def write_model(
     source=config.model.pretrained or None,
     files={**_texts(context, workdir), **(files or {})},
     dtype=config.export.dtype,
+    progress=progress,
   )
 
 

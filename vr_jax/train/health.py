@@ -184,4 +184,6 @@ class _HealthWatch:
     )
     self.write("failed", error)
     print(errors.printable(f"vr-jax: {error}"), file=sys.stderr, flush=True)
+    # The others notice a little later, and without the first one JAX ends them before.
+    processes.meet_to_end(3 * PERIOD)
     os._exit(1)

@@ -1,6 +1,6 @@
 """Export of parameters: a model directory for transformers, an adapter directory for PEFT."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import itertools
 import json
@@ -50,6 +50,7 @@ def save_pretrained(
   dtype: DTypeLike | None = None,
   file_bytes: int = FILE_BYTES,
   piece_bytes: int = checkpoint.PIECE_BYTES,
+  progress: Callable[[int], None] = lambda pieces: None,
 ) -> None:
   """Writes a directory that `from_pretrained` and transformers read.
 
@@ -62,6 +63,7 @@ def save_pretrained(
   dtype: of the tensors; None: the dtype of each parameter.
   file_bytes: size at which the next file is started.
   piece_bytes: bytes of a parameter on the host at once, at least one tensor of a file.
+  progress: called for each piece that is to be written, with their number so far, in all processes.
 
   Raises:
     InputError: `path` exists or can't be written, or the parameters don't match `config`.
@@ -80,6 +82,7 @@ def save_pretrained(
     for name, slot in family.weights.slots(config, base).items()
   }
   stream = streaming.tensors(slots, array_of, piece_bytes=piece_bytes)
+  stream = _counted(stream, progress)
 
   def write(directory: pathlib.Path) -> None:
     origin = None if source is None else pathlib.Path(source)
@@ -94,6 +97,12 @@ def save_pretrained(
     _write_texts(directory, fields, origin, {**beside, **(files or {})}, widest)
 
   streaming.write_directory(pathlib.Path(path), stream, write)
+
+
+def _counted(stream: Iterator[np.ndarray], progress: Callable[[int], None]) -> Iterator[np.ndarray]:
+  for number, piece in enumerate(stream, start=1):
+    progress(number)
+    yield piece
 
 
 def save_adapter(
