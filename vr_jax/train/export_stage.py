@@ -3,7 +3,7 @@
 `config.model.pretrained` reads such a directory as well.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import json
 from pathlib import Path
