@@ -17,7 +17,7 @@ GROUND = frozenset(
   (
     *("records", "errors", "atomic", "model_endpoint", "endpoint_response"),
     *("schema", "user_code", "run_length", "frame_times", "process_state", "durations", "goodput"),
-    *("plain_json", "inner_path"),
+    *("plain_json", "inner_path", "json_lines"),
   )
 )
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
@@ -36,6 +36,7 @@ MAY_USE = {
   "goodput": frozenset({"durations"}),
   "plain_json": frozenset(),
   "inner_path": frozenset(),
+  "json_lines": frozenset(),
   "status": frozenset(),
   "buckets": frozenset(),
   "data_fields": frozenset(),

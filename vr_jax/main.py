@@ -53,7 +53,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import buckets, errors, goodput, overrides, recipe_config
+from vr_jax import buckets, errors, goodput, json_lines, overrides, recipe_config
 from vr_jax.parallel import cluster_flags
 
 # Commands besides the stages. They import this module, so they are imported when they are called.
@@ -75,10 +75,16 @@ def cli(argv: Sequence[str] | None = None) -> int:
   wait for it.
   """
   words = list(sys.argv if argv is None else argv)
+  with json_lines.written(words):
+    return _ended(words)
+
+
+def _ended(words: Sequence[str]) -> int:
+  """Runs the command line; one of several processes ends here if it fails."""
   try:
     code = _interruptible(words)
   except Exception:
-    if not _has_joined():
+    if not _has_joined() and f"{json_lines.FLAG}=json" not in words:
       raise
     traceback.print_exc()
     code = 1

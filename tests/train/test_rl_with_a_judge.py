@@ -9,7 +9,7 @@ import pytest
 
 from tests.rewards import judge_server
 from tests.train import nano
-from vr_jax import errors, main
+from vr_jax import errors, json_lines, main
 from vr_jax.envs import environment, videop2r
 from vr_jax.train import metrics
 
@@ -64,8 +64,9 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
       judge__key_variable=VARIABLE,
       judge__retries=1,
     )
-    for mode in ("data", "rl"):
-      main.run(config, tmp_path, mode)
+    for mode, form in (("data", "text"), ("rl", "json")):
+      with json_lines.written([f"--log_format={form}"]):
+        main.run(config, tmp_path, mode)
     server.answer = lambda _: judge_server.Reply(status=401, body=quoted)
     with pytest.raises(errors.InputError, match="refuses its key") as refused:
       main.run(config, tmp_path, "rl")

@@ -12,6 +12,7 @@ CANARY = "sk-canary-8fK2-93hd7"
 NAME_OR_KEY = "--config.judge.key_variable"
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize(
   ("mode", "field", "value"),
   [
@@ -23,12 +24,12 @@ NAME_OR_KEY = "--config.judge.key_variable"
   ],
 )
 def test_a_key_in_the_config_is_refused_and_neither_shown_nor_written(
-  tmp_path, monkeypatch, capfd, mode, field, value
+  tmp_path, monkeypatch, capfd, mode, field, value, form
 ):
   monkeypatch.setenv("ANY_API_KEY", CANARY)
   words = ["vr-jax", "--config=videop2r:tiny", f"--workdir={tmp_path / 'run'}", f"--mode={mode}"]
-  kind = "--config.judge.kind=openai"
-  assert main.cli([*words, kind, f"{field}={value}"]) == 2
+  more = ("--config.judge.kind=openai", f"{field}={value}", f"--log_format={form}")
+  assert main.cli([*words, *more]) == 2
   shown = capfd.readouterr()
   assert field.removeprefix("--") in shown.out + shown.err
   assert value not in shown.out + shown.err

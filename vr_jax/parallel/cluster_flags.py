@@ -1,4 +1,4 @@
-"""Flags that say which processes a run has; without JAX, which imports slowly.
+"""Flags of a process, not of its run: which one it is, of how many; without JAX.
 
     --distributed=auto            join where there are several processes (default); off: never
     --coordinator_address=H:PORT  process 0, which the others connect to
@@ -6,6 +6,7 @@
     --process_id=I                which one this is, 0 to N - 1
     --initialization_timeout=S    seconds to wait for the others
     --backend=tpu                 what JAX has to run on: tpu, gpu or cpu (default: what it finds)
+    --log_format=text             how lines are printed; json: as objects (vr_jax/json_lines.py)
 
 On a cluster that JAX knows, a flag that is not given is what JAX finds there.
 """
@@ -92,6 +93,13 @@ def define_flags(values: flags.FlagValues) -> None:
     None,
     ("tpu", "gpu", "cpu"),
     "What JAX has to run on: without it a run ends with a line. Default: what JAX finds.",
+    flag_values=values,
+  )
+  flags.DEFINE_enum(
+    "log_format",
+    "text",
+    ("text", "json"),
+    "json: each line is an object with time, severity, process, host and stage.",
     flag_values=values,
   )
 

@@ -21,7 +21,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import text as rich_text
 
-from vr_jax import durations, errors
+from vr_jax import durations, errors, json_lines
 from vr_jax.parallel import absent_tpu
 from vr_jax.train import background
 
@@ -255,7 +255,7 @@ def print_line(text: str) -> None:
 def print_note(text: str) -> None:
   """Prints lines on stderr, above the bar if there is one, in process 0 only."""
   if jax.process_index() == 0:
-    _write(text, sys.stderr)
+    _write(text, sys.stderr, "WARNING")
 
 
 def is_power_of_ten(count: float) -> bool:
@@ -265,7 +265,7 @@ def is_power_of_ten(count: float) -> bool:
   return count == 1
 
 
-def _write(line: str, where: io.TextIOBase | TextIO) -> None:
+def _write(line: str, where: io.TextIOBase | TextIO, severity: str = "INFO") -> None:
   """Writes a line at once. `print` writes its end separately, and Ctrl-C might come between.
 
   Names from files, and texts of models, can't steer a terminal: their control characters become
@@ -273,8 +273,11 @@ def _write(line: str, where: io.TextIOBase | TextIO) -> None:
   """
   global _last_line
   _last_line = time.monotonic()
-  where.write(f"{errors.printable(line)}\n")
-  where.flush()
+  if isinstance(where, json_lines.JsonLines):
+    where.write_message(errors.printable(line), severity)
+  else:
+    where.write(f"{errors.printable(line)}\n")
+    where.flush()
 
 
 def _milestone(done: int, total: int | None) -> bool:
