@@ -131,11 +131,15 @@ class LocalRun:
 
   def is_writing_checkpoint(self, stage: str) -> bool:
     """Whether a checkpoint of a stage is half written, by this start."""
+    return self.half_written(stage) > 0
+
+  def half_written(self, stage: str) -> int:
+    """The step of the checkpoint of a stage that is half written, by this start; 0 if none is."""
     for path in (self.workdir / "checkpoints" / stage).glob("*.orbax-checkpoint-tmp*"):
       with contextlib.suppress(FileNotFoundError):  # it has just become complete
         if path.stat().st_ctime > self.time:
-          return True
-    return False
+          return int(path.name.partition(".")[0])
+    return 0
 
   def signal(self, index: int, number: signal.Signals) -> None:
     """Sends a signal to one process."""

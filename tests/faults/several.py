@@ -1,15 +1,19 @@
 """Does to a run what a pod does to it, and measures what the table of docs/reliability.md promises.
 
     python -m tests.faults.several [--only=coordinator_gone,full_disk] [--out=FILE]
+    python -m tests.faults.several --only=process_gone --processes=4 --recipe=revseg --stage=rl
 
-Runs of one or two processes of the smallest MOSS-ChatV; `full_disk` mounts a small file system and
-needs root. Each fault's result is printed as JSON, with `right`: whether it is as promised. Exit
-code 1 if one is not.
+Runs of one or two processes of the smallest MOSS-ChatV in its warm start; process_gone and
+coordinator_gone also with more, and in other recipes and stages. `full_disk` mounts a small file
+system and needs root. Each fault's result is printed as JSON, with `right`: whether it is as
+promised. Exit code 1 if one is not. Kills after which a launcher starts again: kills.py.
 """
 
 import argparse
 from collections.abc import Callable, Mapping
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -31,30 +35,53 @@ FULL = 2**20 * 64  # bytes of the file system that is to become full
 _ENDLESS = {"sft.steps": LONG, "sft.checkpoint_every": 2, "log.hang_timeout": 300.0}
 
 
-def process_gone(root: Path) -> dict[str, Any]:
-  """SIGKILL of the second process, where no launcher looks: the first one must end, too."""
-  return _without(root, killed=1, left=0)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+  """What runs: how many processes, of which recipe, in which stage (sft or rl)."""
+
+  processes: int = 2
+  recipe: str = "moss_chatv"
+  stage: str = "sft"
 
 
-def coordinator_gone(root: Path) -> dict[str, Any]:
+def process_gone(root: Path, setting: Setting = Setting()) -> dict[str, Any]:
+  """SIGKILL of the last process, where no launcher looks: the others must end, too."""
+  return _without(root, setting, setting.processes - 1)
+
+
+def coordinator_gone(root: Path, setting: Setting = Setting()) -> dict[str, Any]:
   """SIGKILL of the first process, which holds the coordinator."""
-  return _without(root, killed=0, left=1)
+  return _without(root, setting, 0)
 
 
-def _without(root: Path, *, killed: int, left: int) -> dict[str, Any]:
-  run = _start(root, **_ENDLESS)
-  _wait_for_steps(run, 3)
+def _without(root: Path, setting: Setting, killed: int) -> dict[str, Any]:
+  stage, workdir = setting.stage, root / "run"
+  fields = {**nano.OVERRIDES, **kills.FIELDS[setting.recipe], "sft.steps": 0}
+  fields |= {f"{stage}.steps": LONG, f"{stage}.checkpoint_every": 2, "log.hang_timeout": 300.0}
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  words = [f"--config=configs/{setting.recipe}.py:tiny", f"--workdir={workdir}", *flags]
+  kills.run_alone([*words, "--mode=data"], workdir, 1)
+  words.append(f"--mode={stage}")
+  run = runs.LocalRun.start(words, workdir, processes=setting.processes)
+  _wait_for_steps(run, 3, stage)
   run.signal(killed, signal.SIGKILL)
-  began = time.monotonic()
+  began, left = time.monotonic(), [*range(setting.processes)]
+  left.remove(killed)
   with contextlib.suppress(subprocess.TimeoutExpired):
-    run.processes[left].wait(600)
+    for index in left:
+      run.processes[index].wait(max(0.0, began + 600 - time.monotonic()))
   seconds = time.monotonic() - began
   ended = run.finish(0)
-  code = ended.codes[left]
-  last = [line for line in ended.said[left].splitlines() if line.strip()][-1][:300]
-  # Any code but 0, 2 and 3, after which nobody would start it again.
-  right = seconds < 300 and code not in (0, 2, 3)
-  return {"right": right, "code": code, "seconds": round(seconds, 1), "last_line": last}
+  codes = [ended.codes[index] for index in left]
+  said = ended.said[left[0]].splitlines()
+  return {
+    # Any code but 0, 2 and 3, after which nobody would start it again.
+    "right": seconds < 300 and not {0, 2, 3} & set(codes),
+    "setting": dataclasses.asdict(setting),
+    "codes": codes,
+    "seconds": round(seconds, 1),
+    "last_line": [line for line in said if line.strip()][-1][:300],
+  }
 
 
 def process_hangs(root: Path) -> dict[str, Any]:
@@ -258,8 +285,8 @@ def _start(
   return runs.LocalRun.start(words, workdir, processes=2, environments=environments)
 
 
-def _wait_for_steps(run: runs.LocalRun, steps: int) -> None:
-  if not run.wait_until(lambda: run.own_steps("sft") >= steps):
+def _wait_for_steps(run: runs.LocalRun, steps: int, stage: str = "sft") -> None:
+  if not run.wait_until(lambda: run.own_steps(stage) >= steps):
     raise RuntimeError("the run ended too early:\n" + "\n".join(run.finish(0).said)[-3000:])
 
 
@@ -273,12 +300,21 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--only", default=",".join(FAULTS))
   parser.add_argument("--out", type=Path)
+  parser.add_argument("--processes", type=int, default=2)
+  parser.add_argument("--recipe", choices=kills.FIELDS, default="moss_chatv")
+  parser.add_argument("--stage", choices=kills.STAGES, default="sft")
   options = parser.parse_args()
   os.environ.update(runs.environment(1))
   found = {}
+  setting = Setting(processes=options.processes, recipe=options.recipe, stage=options.stage)
+  faults = {
+    **FAULTS,
+    process_gone.__name__: functools.partial(process_gone, setting=setting),
+    coordinator_gone.__name__: functools.partial(coordinator_gone, setting=setting),
+  }
   for name in options.only.split(","):
     with tempfile.TemporaryDirectory() as root:
-      found[name] = FAULTS[name](Path(root))
+      found[name] = faults[name](Path(root))
     print(f"{name}: {json.dumps(found[name], indent=2)}", flush=True)
     if options.out:
       atomic.write_bytes(options.out, [json.dumps(found, indent=2).encode() + b"\n"])

@@ -46,8 +46,21 @@ def test_no_example_is_lost_or_seen_twice_in_an_epoch(found):
   assert len(seen) > len(set(seen)) > 1  # it came to a second epoch
 
 
-def test_a_kill_costs_no_more_than_a_save_interval_and_the_steps_during_a_write(found):
-  assert 0 < found[0]["most_steps_redone"] <= 2 * kills.INTERVAL
+def test_a_kill_costs_a_save_interval_at_most_and_the_steps_during_a_write_that_it_cut(found):
+  assert 0 < found[0]["most_steps_redone_outside_writes"] <= kills.INTERVAL
+  assert found[0]["most_steps_during_a_write"] <= kills.INTERVAL
+  assert found[0]["kills_inside_a_checkpoint_write"] > 0
+  assert found[0]["kills_that_cost_more"] == []
+  assert kills.is_right(found[0])
+
+
+def test_a_kill_that_costs_a_step_more_is_noticed(found):
+  for name, value in (
+    ("most_steps_redone_outside_writes", kills.INTERVAL + 1),
+    ("most_steps_during_a_write", kills.INTERVAL + 1),
+    ("kills_that_cost_more", [{}]),
+  ):
+    assert not kills.is_right({**found[0], name: value})
 
 
 def test_the_damaged_checkpoint_was_set_aside_and_said(found):

@@ -27,6 +27,8 @@ DIRECTORY = "seen"
 SLOW = "VR_JAX_FAULT_SLOW_READS"
 # Seconds by which the clock of this process jumps.
 CLOCK = "VR_JAX_FAULT_CLOCK"
+# The reward depends on the text alone, so that runs of other numbers of processes have the same.
+TEXT_ALONE = "VR_JAX_FAULT_TEXT_ALONE"
 _now = time.time
 _steps: list[int] = []  # that were logged
 
@@ -47,8 +49,9 @@ class Luck:
     scores, counts = super().finish_batch(examples, replies, scores, **options)  # pyright: ignore[reportAttributeAccessIssue] of the environment
     texts = [" ".join(each.replies) for group in replies.episodes for each in group]
     scored = np.asarray(scores.scored)
+    before, step = (0, 0) if TEXT_ALONE in os.environ else (self._replies_before, 1)
     hashes = [
-      [zlib.crc32(f"{self._replies_before + i} {segment} {text}".encode()) % 1000]
+      [zlib.crc32(f"{before + step * i} {segment} {text}".encode()) % 1000]
       for i, text in enumerate(texts)
       for segment in range(scored.shape[-1])
     ]
