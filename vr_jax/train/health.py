@@ -175,8 +175,12 @@ class _HealthWatch:
       faulthandler.dump_traceback(file=file, all_threads=True)
     own = self._state("running")
     late = process_state.find_late(process_state.read_all(self._workdir), time.time())
-    names = ", ".join(f"process {each.process} on {each.host} ({each.place})" for each in late)
-    others = f"; waited for {names}" if late else ""
+    names = ", ".join(
+      f"process {each.process} on {each.host} ({each.place})"
+      for each in late
+      if each.process != self._process
+    )
+    others = f"; waited for {names}" if names else "; the others wait for it" if late else ""
     error = (
       f"process {self._process} on {self._host}: nothing has happened for "
       f"{durations.as_text(seconds)} ({own.place}){others}; stacks are in {stacks}; the same "
