@@ -3,8 +3,8 @@
     {"time": "2026-11-30T20:00:00.000+00:00", "severity": "INFO", "message": "rl 20/200  …",
      "process": 1, "host": "host-b", "stage": "rl"}
 
-Each line that Python prints on stdout or stderr becomes one; what console.py prints as one text is
-one, too. What libraries written in other languages print themselves stays as it is.
+Each line that Python prints on stdout or stderr becomes one, and so do lines that are written at
+once, as a traceback. What libraries written in other languages print themselves stays as it is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ FLAG = "--log_format"
 
 
 class JsonLines(io.TextIOBase):
-  """A text stream that writes each line of what it is given as an object to another one.
+  """A text stream that writes the lines that it is given as objects to another one.
 
   severity: of lines that are not given with one.
   """
@@ -34,9 +34,8 @@ class JsonLines(io.TextIOBase):
   def write(self, text: str) -> int:
     """Takes text; writes the lines that are complete."""
     with self._lock:
-      *lines, self._begun = (self._begun + text).split("\n")
-      for line in lines:
-        self.write_message(line, self._severity)
+      complete, _, self._begun = (self._begun + text).rpartition("\n")
+      self.write_message(complete.rstrip("\n"), self._severity)
     return len(text)
 
   def write_message(self, message: str, severity: str) -> None:

@@ -86,7 +86,7 @@ def _ended(words: Sequence[str]) -> int:
   except Exception:
     if not _has_joined() and f"{json_lines.FLAG}=json" not in words:
       raise
-    traceback.print_exc()
+    sys.stderr.write(traceback.format_exc())
     code = 1
   if code and _has_joined():
     from vr_jax.parallel import preemption, processes
