@@ -1,15 +1,15 @@
 """Goes on from a checkpoint of eight devices with other numbers of them, and compares.
 
-    python -m tests.faults.elastic [--devices=4,16]
+    python -m tests.faults.elastic [--stages=sft,rl] [--devices=4,16]
 
 The smallest MOSS-ChatV with batches of 16, two steps on eight CPU devices and two more on eight and
 on the others. The same examples have to be learned from in the same order, replies have to be
-equal, and metrics to agree to 1e-4 (those that measure rounding: to be below 1e-4). The results are
-printed as JSON; exit code 1 if that is not so.
+equal, and metrics to agree to 1e-4 (those that measure rounding: to be below 1e-4). Each result is
+printed as JSON; exit code 1 if one is not so.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -27,18 +27,18 @@ FIRST = 8  # devices
 CLOSE, ROUNDING = 1e-4, "logp_difference/"
 
 
-def measure(root: Path, devices: Sequence[int]) -> list[dict[str, Any]]:
-  """Runs all, and returns what differs, for each stage and number of devices."""
-  data, found = nano.make_data(root / "data"), []
-  for stage in ("sft", "rl"):
+def measure(root: Path, stages: Sequence[str], devices: Sequence[int]) -> Iterator[dict[str, Any]]:
+  """Runs all, and yields what differs, for each stage and number of devices."""
+  data = nano.make_data(root / "data")
+  for stage in stages:
     begun = root / stage
     _run(stage, begun, data, FIRST, BEGUN)
     workdirs = {}
     for count in (FIRST, *devices):
       workdirs[count] = shutil.copytree(begun, root / f"{stage}-{count}")
       _run(stage, workdirs[count], data, count, END)
-    found += [_compare(stage, workdirs[FIRST], workdirs[count], count) for count in devices]
-  return found
+      if count != FIRST:
+        yield _compare(stage, workdirs[FIRST], workdirs[count], count)
 
 
 def _run(stage: str, workdir: Path, data: Path, devices: int, steps: int) -> None:
@@ -94,12 +94,16 @@ def main() -> int:
   """Runs the command; returns the exit code."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--devices", default="4,16")
+  parser.add_argument("--stages", default="sft,rl")
   options = parser.parse_args()
   os.environ.update(runs.environment(1))
+  devices, right = [int(count) for count in options.devices.split(",")], True
   with tempfile.TemporaryDirectory() as root:
-    found = measure(Path(root), [int(count) for count in options.devices.split(",")])
-  sys.stdout.write(json.dumps(found, indent=2) + "\n")
-  return 0 if all(map(is_right, found)) else 1
+    for found in measure(Path(root), options.stages.split(","), devices):
+      sys.stdout.write(json.dumps(found, indent=2) + "\n")
+      sys.stdout.flush()
+      right &= is_right(found)
+  return 0 if right else 1
 
 
 if __name__ == "__main__":
