@@ -76,27 +76,22 @@ def cli(argv: Sequence[str] | None = None) -> int:
   """
   words = list(sys.argv if argv is None else argv)
   with json_lines.written(words):
-    return _ended(words)
+    try:
+      code = _interruptible(words)
+    except Exception:
+      if not _has_joined() and f"{json_lines.FLAG}=json" not in words:
+        raise
+      sys.stderr.write(traceback.format_exc())
+      code = 1
+    if code and _has_joined():
+      from vr_jax.parallel import preemption, processes
 
-
-def _ended(words: Sequence[str]) -> int:
-  """Runs the command line; one of several processes ends here if it fails."""
-  try:
-    code = _interruptible(words)
-  except Exception:
-    if not _has_joined() and f"{json_lines.FLAG}=json" not in words:
-      raise
-    sys.stderr.write(traceback.format_exc())
-    code = 1
-  if code and _has_joined():
-    from vr_jax.parallel import preemption, processes
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Bad input and a signal to stop mostly end all of them.
-    processes.meet_to_end(10.0 if code in (2, preemption.EXIT_CODE) else 3.0)
-    os._exit(code)
-  return code
+      sys.stdout.flush()
+      sys.stderr.flush()
+      # Bad input and a signal to stop mostly end all of them.
+      processes.meet_to_end(10.0 if code in (2, preemption.EXIT_CODE) else 3.0)
+      os._exit(code)
+    return code
 
 
 def _has_joined() -> bool:
