@@ -130,8 +130,9 @@ class StepLimits:
   counted: tokens a step as others count them, each prompt for each of its replies.
   computed: tokens a step that the text model computes, each prompt once.
   rates: of both, tokens a second on a chip.
-  mfu: of the update, with what it computes of the vision tower, in the encoder too.
-  mfu_text: of the train step, without the FLOPs of a tower in it.
+  mfu: of the update, a critic's included, with what it computes of the vision tower, in the encoder
+    too.
+  mfu_text: of the train step and the critic's, without the FLOPs of a tower in them.
   """
 
   rows: Sequence[Row]
@@ -215,15 +216,17 @@ def compute(plan: analysis.SlicePlan) -> StepLimits:
   able = len(plan.slice.devices) * plan.slice.chip.peak
   taken = {row.name: row.seconds for row in rows}
   flops = {part.name: runs * part.work.model for runs, part in found}
-  tower = sum(runs * part.work.vision for runs, part in found if part.name == "train step")
-  update = ("encoder", "train step")
+  steps = [name for name in ("train step", "critic step") if name in taken]
+  update = ["encoder", *steps]
+  tower = sum(runs * part.work.vision for runs, part in found if part.name in steps)
+  text = sum(flops[name] for name in steps) - tower
   return StepLimits(
     rows=rows,
     counted=counted,
     computed=computed,
     rates=(counted / seconds / plan.slice.chips, computed / seconds / plan.slice.chips),
     mfu=sum(flops[name] for name in update) / sum(taken[name] for name in update) / able,
-    mfu_text=(flops["train step"] - tower) / taken["train step"] / able,
+    mfu_text=text / sum(taken[name] for name in steps) / able,
   )
 
 

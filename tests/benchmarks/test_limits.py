@@ -1,5 +1,6 @@
 """The arithmetic of benchmarks.limits, on a plan that is made by hand."""
 
+import dataclasses
 import json
 
 import jax
@@ -76,6 +77,14 @@ def test_the_update_is_the_encoder_and_all_runs_of_the_train_step():
   found = limits.compute(a_step())
   assert found.mfu == pytest.approx((1 + 32) / (1.5 + 48))
   assert found.mfu_text == pytest.approx((32 - 8) / 48)
+
+
+def test_a_critic_is_updated_too():
+  plan = a_step()
+  critic = program(part("critic step", 12.0, 10.0, model=8 * ABLE, vision=2 * ABLE), runs=2)
+  found = limits.compute(dataclasses.replace(plan, analyses=(*plan.analyses, critic)))
+  assert found.mfu == pytest.approx((1 + 32 + 16) / (1.5 + 48 + 24))
+  assert found.mfu_text == pytest.approx((32 - 8 + 16 - 4) / (48 + 24))
 
 
 def test_prompts_count_for_each_reply_as_others_count_them_and_once_as_they_are_computed():
