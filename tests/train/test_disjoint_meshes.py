@@ -15,7 +15,8 @@ from tests.train import counting, nano
 from vr_jax import errors
 from vr_jax.envs import registry
 from vr_jax.parallel import disjoint_meshes
-from vr_jax.train import config_checks, experience, metrics, rl_loop, train_step
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import config_checks, estimates, experience, metrics, rl_loop, train_step
 
 STEPS = 2
 OFF: dict[str, Any] = {
@@ -178,3 +179,18 @@ def test_copies_keep_shardings_and_every_part_stays_in_its_process():
   back = meshes.to_training(there)["x"]
   assert back.sharding == placed.sharding and isinstance(back, jnp.ndarray)
   np.testing.assert_array_equal(back, x)
+
+
+@pytest.mark.parametrize(("group", "trains"), [(4, True), (1024, False)])
+def test_the_half_that_trains_samples_nothing_and_the_other_has_no_optimizer(data, group, trains):
+  fields = {"sft__steps": 0, "rl__one_step_off_policy": True, "rl__max_new_tokens": 64}
+  fields |= {"rl__num_generations": group, "rl__batch_size": 8, "data__directory": str(data)}
+  mesh = mesh_lib.make_mesh((-1, 1, 1, 1))
+  one, half = (
+    estimates.estimate(nano.config(**fields, rl__disjoint_meshes=is_on), mesh).memory
+    for is_on in (False, True)
+  )
+  if trains:  # this half takes more
+    assert (half.state, half.gradient, half.sampling) == (one.state, one.gradient, 0)
+  else:
+    assert half.state < one.state / 2 and (half.gradient, half.sampling) == (0, one.sampling)
