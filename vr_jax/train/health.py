@@ -186,8 +186,9 @@ class _HealthWatch:
       f"{durations.as_text(seconds)} ({own.place}){others}; stacks are in {stacks}; the same "
       "command goes on from the last checkpoint"
     )
-    self.write("failed", error)
     print(errors.printable(f"vr-jax: {error}"), file=sys.stderr, flush=True)
-    # The others notice a little later, and without the first one JAX ends them before.
-    processes.meet_to_end(3 * PERIOD)
+    # The others notice a little later, and without the first one JAX ends them before. Until then
+    # this one is no failure to them, for which they would have waited.
+    processes.meet_to_end(min(self._hang_timeout, LOOK) + 3 * PERIOD)
+    self.write("failed", error)
     os._exit(1)
