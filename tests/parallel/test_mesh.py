@@ -14,7 +14,6 @@ import pytest
 from tests.train import nano
 from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.parallel import processes
 from vr_jax.rollout import encoder, sampler
 from vr_jax.train import batching, initialization, train_step
 from vr_jax.train import train_state as train_state_lib
@@ -251,6 +250,14 @@ def test_processes_that_split_rows_between_them_read_the_same_ones(monkeypatch):
   assert [share((1, 1, 4, 2), mine) for mine in range(4)] == [(0, 1)] * 4
 
 
+def test_processes_know_who_has_the_same_rows(monkeypatch):
+  owners = [0, 0, 1, 1, 2, 2, 3, 3]
+  readers = lambda shape, mine: mesh_lib.readers(_processes(owners, shape, monkeypatch, mine))  # noqa: E731
+  assert [readers((2, 4, 1, 1), mine) for mine in range(4)] == [(0,), (1,), (2,), (3,)]
+  assert [readers((2, 1, 4, 1), mine) for mine in range(4)] == [(0, 1)] * 2 + [(2, 3)] * 2
+  assert [readers((1, 1, 4, 2), mine) for mine in range(4)] == [(0, 1, 2, 3)] * 4
+
+
 def test_a_process_with_parts_of_several_shares_of_the_rows_is_an_error(monkeypatch):
   mesh = _processes([0, 0, 0, 0, 1, 1, 1, 1, 1], (3, 1, 3, 1), monkeypatch)
   with pytest.raises(errors.InputError, match="sequence x tensor=3 does not fit the devices"):
@@ -292,23 +299,3 @@ def test_the_same_keys_draw_the_same_replies_on_a_mesh(data, shape, prompts):
   sampled, computed = replies(data, shape, prompts)
   np.testing.assert_array_equal(sampled, replies(data, (1, 1, 1, 1), prompts)[0])
   assert computed < 3 * prompts * 8
-
-
-def test_what_processes_know_of_the_same_rows_is_as_the_first_of_them_has_it(monkeypatch):
-  """This is the last of four processes; the first two share rows, and so do the last two."""
-  shares = np.array([[0], [0], [1], [1]])
-
-  def gathered(x):
-    asked_for_shares = x.shape == (1,) and x.dtype == np.int64
-    return shares if asked_for_shares else np.stack([x * number for number in range(4)])
-
-  monkeypatch.setattr(jax, "process_count", lambda: 4)
-  monkeypatch.setattr(mesh_lib, "process_shard", lambda mesh: (1, 2))
-  monkeypatch.setattr(processes, "all_gather", gathered)
-  mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
-  rows = {"total": np.arange(6, dtype=np.float32).reshape(2, 3), "valid": np.ones((2, 3), bool)}
-  adopted = mesh_lib.broadcast_from_first(rows, mesh)
-  np.testing.assert_array_equal(adopted["total"], 2 * rows["total"])
-  np.testing.assert_array_equal(adopted["valid"], rows["valid"] * 2)
-  monkeypatch.setattr(mesh_lib, "process_shard", lambda mesh: (3, 4))
-  assert mesh_lib.broadcast_from_first(rows, mesh) is rows

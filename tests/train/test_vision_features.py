@@ -174,11 +174,11 @@ def test_what_another_process_with_the_same_rows_misses_is_made_here_too(
   epoch(context, params, own_data)
   lost = np.array([0, 1, 4, True, True, False, False])
 
-  def with_other(own):
+  def with_other(kind, own):
     of_other = np.concatenate([lost, own[len(lost) :]])  # in the same buckets
     return np.stack([own, of_other])
 
-  monkeypatch.setattr(vision_features.processes, "all_gather", with_other)
+  monkeypatch.setattr(vision_features.processes, "gather_numbers", with_other)
   monkeypatch.setattr(
     batching.BatchBuilder, "read", functools.partialmethod(_whole_batches, read=READ)
   )
@@ -195,7 +195,8 @@ def test_a_batch_takes_the_buckets_of_the_process_whose_prompts_are_longest(
   own = next(context.builder.read("train", 4, repeat=False))
   expected = vision_features.prompt_with_features(context, params, own, None).prompt
   larger = np.array([96, own.sizes.frames, own.sizes.patches])
-  monkeypatch.setattr(vision_features.processes, "all_gather", lambda own: np.stack([own, larger]))
+  both = lambda kind, own: np.stack([own, larger])  # noqa: E731
+  monkeypatch.setattr(vision_features.processes, "gather_numbers", both)
   featurized = vision_features.prompt_with_features(context, params, own, None)
   found = featurized.prompt
   assert featurized.batch.sizes.prefix == featurized.batch.prompt.tokens.shape[1] == 96

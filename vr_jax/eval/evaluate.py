@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from vr_jax.train import (
   console,
   experience,
   run_context,
+  scoring,
   split_episodes,
   vision_features,
 )
@@ -174,7 +176,8 @@ def _evaluated(
   for batch in _played(context, params, "whole", name, cache):
     items, replies = batch.items, batch.replies
     truncated = _truncated(context, batch.rollout, len(items))
-    scores = task.score([item.example for item in items], replies)
+    score = functools.partial(task.score, [item.example for item in items], replies)
+    scores = scoring.scored_once(score, context.mesh)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
       last = len(episode.replies) - 1
@@ -251,7 +254,8 @@ def _advantages(
       segment=np.concatenate([segment[:, None], group.segment], 1),
       shuffled=group.shuffled,
     )
-    scores = context.environment.score([a.example for a in rows], replies)
+    score = functools.partial(context.environment.score, [a.example for a in rows], replies)
+    scores = scoring.scored_once(score, context.mesh)
     scores = overlong.add_overlong_penalty(scores, replies.segment, config.rl, multi_turn=False)
     all_advantages, _ = advantages_lib.segment_advantages(
       jax.tree.map(jnp.asarray, scores),

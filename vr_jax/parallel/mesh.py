@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.parallel import absent_tpu, processes, torus
+from vr_jax.parallel import absent_tpu, torus
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -366,6 +366,18 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
 
   Raises InputError if the rows on this process's devices are not exactly one share.
   """
+  index, count, _ = _own_share(mesh)
+  return index, count
+
+
+def readers(mesh: Mesh) -> tuple[int, ...]:
+  """The processes that read the same rows as this one, itself included, in order."""
+  _, _, sharing = _own_share(mesh)
+  return tuple(sorted(sharing))
+
+
+def _own_share(mesh: Mesh) -> tuple[int, int, frozenset[int]]:
+  """The share of this process, the number of shares, and the processes that read this one."""
   per_shard = mesh.shape["sequence"] * mesh.shape["tensor"]  # devices with the same rows
   owners = [
     frozenset(device.process_index for device in devices)
@@ -378,21 +390,7 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
       f"config.mesh: sequence x tensor={per_shard} does not fit the devices of a process; "
       "choose a divisor or a multiple of their number"
     )
-  return own[0], len(runs)
-
-
-def broadcast_from_first(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Replaces host arrays by those of the first process that reads the same rows.
-
-  tree: host arrays about this process's rows.
-
-  Every process must call this.
-  """
-  share, shares = process_shard(mesh)
-  if shares == jax.process_count():
-    return tree
-  first = int(np.argmax(processes.all_gather(np.array([share]))[:, 0] == share))
-  return jax.tree.map(lambda x: processes.all_gather(x.reshape(-1))[first].reshape(x.shape), tree)
+  return own[0], len(runs), runs[own[0]][0]
 
 
 def bucket_size(rows: int, most: int, mesh: Mesh) -> int:

@@ -1,5 +1,6 @@
 """Coordination between the processes of a run: work for the first one alone, and reductions."""
 
+import collections
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
@@ -13,14 +14,17 @@ import jax
 from jax._src import distributed  # JAX has no public name for the coordinator's store
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 import numpy as np
 
 from vr_jax import errors
 
+_DAY = 86_400_000  # milliseconds
 WAIT = 600  # seconds to wait for a text of another process
 _exchanges = itertools.count()
-_waited, _lock = 0.0, threading.Lock()  # seconds in all_gather
+_handed_over: collections.Counter[tuple[int, ...]] = collections.Counter()
+_KEPT = 8  # texts that were handed over; whoever reads them is never so far behind
+_waited, _lock = 0.0, threading.Lock()  # seconds, on any thread
 _exchanging: Mesh | None = None  # the devices of all_gather; None: all
 
 
@@ -53,7 +57,7 @@ def first_for_all(kind: str, work: Callable[[], object]) -> None:
       work()
     except errors.InputError as error:
       failure = error
-  problem = gather_texts(kind, str(failure or ""), wait=86_400.0)[0]
+  problem = gather_texts(kind, str(failure or ""), wait=_DAY / 1000)[0]
   if failure is not None:
     raise failure
   if problem:
@@ -107,19 +111,62 @@ def gather_texts(kind: str, text: str, *, wait: float = WAIT) -> list[str]:
   client = distributed.global_state.client
   if client is None:
     return [text]
-  exchange = f"vr_jax/exchange {next(_exchanges)}"
-  client.key_value_set(f"{exchange}/{joined_index()}", json.dumps([kind, text]))
-  found = []
-  for index in range(count_joined()):
-    said = client.blocking_key_value_get(f"{exchange}/{index}", round(1000 * wait))
-    theirs, other = json.loads(said)
+  number, own = next(_exchanges), joined_index()
+  exchange = f"vr_jax/exchange {number}"
+  client.key_value_set(f"{exchange}/{own}", json.dumps([kind, text]))
+  with _waiting():
+    client.wait_at_barrier(exchange, round(1000 * wait))
+  if number:  # all have read the exchange before
+    client.key_value_delete(f"vr_jax/exchange {number - 1}/{own}")
+  values = {key.rpartition("/")[2]: value for key, value in client.key_value_dir_get(exchange)}
+  found = [json.loads(values[str(index)]) for index in range(count_joined())]
+  for index, (theirs, _) in enumerate(found):
     if theirs != kind:
       raise errors.InputError(
-        f"process {index} is at its exchange about {theirs}, but process {joined_index()} at one "
+        f"process {index} is at its exchange about {theirs}, but process {own} at one "
         f"about {kind}; the same command, data and code have to be on all hosts"
       )
-    found.append(other)
-  return found
+  return [each for _, each in found]
+
+
+def gather_numbers(
+  kind: str, numbers: Int[np.ndarray, "numbers"]
+) -> Int[np.ndarray, "processes numbers"]:
+  """As `all_gather`, but without the devices, which may be at work for long; see `gather_texts`."""
+  texts = gather_texts(kind, json.dumps(numbers.tolist()))
+  return np.array([json.loads(text) for text in texts], numbers.dtype)
+
+
+def hand_over(make: Callable[[], str], among: tuple[int, ...]) -> str:
+  """A text that one process makes for others, through the coordinator: no device takes part.
+
+  These processes call it on their main threads, in the same order as other calls among them.
+
+  among: the processes; the first one makes it.
+
+  Raises the first one's InputError; JaxRuntimeError if it makes none in a day.
+  """
+  client = distributed.global_state.client
+  if client is None:
+    return make()
+  number = _handed_over[among]
+  _handed_over[among] += 1
+  key = f"vr_jax/handed over/{' '.join(map(str, among))}/"
+  if among[0] != joined_index():
+    with _waiting():
+      problem, text = json.loads(client.blocking_key_value_get(f"{key}{number}", _DAY))
+    if problem:
+      raise errors.InputError(problem)
+    return text
+  if number >= _KEPT:
+    client.key_value_delete(f"{key}{number - _KEPT}")
+  try:
+    text = make()
+  except errors.InputError as error:
+    client.key_value_set(f"{key}{number}", json.dumps([str(error), ""]))
+    raise
+  client.key_value_set(f"{key}{number}", json.dumps(["", text]))
+  return text
 
 
 def all_gather_json(value: Any) -> list[Any]:
@@ -160,15 +207,20 @@ def all_gather(numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "processe
   """Stacks the numbers of all processes, in order. Every process must call this."""
   if jax.process_count() == 1:
     return numbers[None]
+  with _waiting():
+    if _exchanging is not None:
+      return _gather_on(_exchanging, numbers)
+    return np.asarray(multihost_utils.process_allgather(numbers))
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+  """Counts the time within as spent waiting for other processes."""
   global _waited
   begun = time.monotonic()
-  if _exchanging is None:
-    gathered = np.asarray(multihost_utils.process_allgather(numbers))
-  else:
-    gathered = _gather_on(_exchanging, numbers)
+  yield
   with _lock:
     _waited += time.monotonic() - begun
-  return gathered
 
 
 @contextlib.contextmanager
@@ -201,5 +253,5 @@ def _replicate(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def seconds_waited() -> float:
-  """Seconds that this process has spent in all_gather so far, on any thread."""
+  """Seconds that this process has waited for others so far, to exchange something."""
   return _waited

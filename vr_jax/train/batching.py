@@ -305,7 +305,7 @@ class BatchBuilder:
 
   def pad_to_common_buckets(self, batch: Batch) -> Batch:
     """Pads the batch to the largest buckets of any process; all must call this together."""
-    gathered = processes.all_gather(np.array(bucket_sizes(batch)))
+    gathered = processes.gather_numbers("buckets", np.array(bucket_sizes(batch)))
     return self.rebuild(batch, sizes=common_buckets(gathered))
 
   def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:

@@ -86,8 +86,7 @@ class Experience:
 class PrefetchedBatch:
   """A batch that was read ahead.
 
-  featurized: the same batch on the devices. None with several processes: they agree on its buckets
-    when it is used.
+  featurized: the same batch on the devices.
   iterator_state: of the iterator over batches, after this batch.
   """
 
@@ -115,16 +114,15 @@ class Collector:
   prefetched: PrefetchedBatch | None = None
 
   def prefetch(self, params: PyTree) -> None:
-    """Reads the next batch, at a time when the devices are busy.
+    """Reads the next batch, at a time when the devices are busy; all processes call it together.
 
     params: used by a frozen tower, for features that are not in the cache.
     """
     self.prefetched = self.prefetched or self._read(params)
 
   def _read(self, params: PyTree) -> PrefetchedBatch:
-    batch, featurized = next(self.batches), None
-    if jax.process_count() == 1:
-      featurized = vision_features.prompt_with_features(self.context, params, batch, self.cache)
+    batch = next(self.batches)
+    featurized = vision_features.prompt_with_features(self.context, params, batch, self.cache)
     return PrefetchedBatch(
       batch=batch, featurized=featurized, iterator_state=self.batches.get_state()
     )

@@ -7,7 +7,7 @@ An evaluation changes nothing that training depends on: it has a data iterator a
 its own, and the environment's counters are read and reset after it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from vr_jax import errors
+from vr_jax import errors, records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import processes
 from vr_jax.train import (
@@ -26,6 +26,7 @@ from vr_jax.train import (
   initialization,
   model_setup,
   run_context,
+  scoring,
   split_episodes,
   vision_features,
 )
@@ -65,15 +66,30 @@ class HeldOut:
       cache=self.cache,
     )
     for batch in played:
-      scored = self.thread.submit(
-        _score, self.context.environment, batch.items, batch.replies
-      ).result()
-      for name, value in scored:
+      for name, value in self._values(batch):
         total = sums.setdefault(name, [0.0, 0.0])
         total[0], total[1] = total[0] + value, total[1] + 1
     return {
       f"{PREFIX}{name}": total / count for name, (total, count) in _over_processes(sums).items()
     }
+
+  def _values(self, batch: split_episodes.PlayedBatch) -> Iterator[tuple[str, float]]:
+    """Scores a batch; yields (name, value) of each reply's metrics."""
+    environment, replies = self.context.environment, batch.replies
+    examples = [item.example for item in batch.items]
+    scores = scoring.scored_once(
+      lambda: self.thread.submit(_score, environment, examples, replies).result(),
+      self.context.mesh,
+    )
+    rewards = {**scores.rewards, "total": scores.total}
+    for row, (example, (episode,)) in enumerate(zip(examples, replies.episodes, strict=True)):
+      yield from environment.episode_metrics(example, episode).items()
+      yield "completions/mean_length", float((replies.segment[row] >= 0).sum())
+      for number, segment in enumerate(environment.segments):
+        if scores.scored[row, 0, number]:
+          of = f"{segment}/" if len(environment.segments) > 1 else ""
+          for name, value in rewards.items():
+            yield f"rewards/{of}{name}/mean", float(value[row, 0, number])
 
   def _read(self) -> batching.BatchIterator:
     config = self.context.config
@@ -88,26 +104,12 @@ class HeldOut:
 
 def _score(
   environment: environment_lib.Environment,
-  items: list[batching.BatchItem],
+  examples: Sequence[records.Example],
   replies: environment_lib.Replies,
-) -> list[tuple[str, float]]:
-  """Scores a batch on the scoring thread; returns (name, value) of each reply's metrics."""
-  examples = [item.example for item in items]
+) -> records.Scores:
   scores = environment.score(examples, replies)
   environment.counts()  # what was counted is no metric of a training step
-  values = []
-  rewards = {**scores.rewards, "total": scores.total}
-  for row, (example, (episode,)) in enumerate(zip(examples, replies.episodes, strict=True)):
-    values += environment.episode_metrics(example, episode).items()
-    values.append(("completions/mean_length", float((replies.segment[row] >= 0).sum())))
-    for number, segment in enumerate(environment.segments):
-      if scores.scored[row, 0, number]:
-        of = f"{segment}/" if len(environment.segments) > 1 else ""
-        values += [
-          (f"rewards/{of}{name}/mean", float(value[row, 0, number]))
-          for name, value in rewards.items()
-        ]
-  return values
+  return scores
 
 
 def _over_processes(sums: Mapping[str, list[float]]) -> dict[str, list[float]]:

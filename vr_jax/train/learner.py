@@ -178,13 +178,13 @@ class Learner:
   ) -> dict[str, float]:
     """Waits for the updates; returns the metrics of the step.
 
-    overlap: called with the new parameters while the devices still compute them. It is not called
-      if they are done by then, as on backends that launch programs synchronously. Processes may
-      differ in that, so it must not wait for other processes.
+    overlap: called with the new parameters while the devices still compute them. A single process
+      does not call it if they are done by then, as on backends that launch programs synchronously.
+      Several may differ in that, so all call it: it may exchange something with the others.
     """
     rl, collected = self.context.config.rl, launched.collected
     running = self.state.step, self.critic and self.critic.state.step
-    if overlap and not _idle(*running):
+    if overlap and (jax.process_count() > 1 or not _idle(*running)):
       overlap(self.params)
       late = _idle(*running)
       timer.record("data" if late else "update", device_idle=late)

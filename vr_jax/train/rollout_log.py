@@ -258,12 +258,8 @@ def _is_unseen(character: str) -> bool:
 
 
 def _shard(mesh: jax.sharding.Mesh) -> str | None:
-  """What this process adds to the names of its files; None if another writes the same rows.
-
-  All processes must call this together.
-  """
+  """What this process adds to the names of its files; None if another writes the same rows."""
   share, count = mesh_lib.process_shard(mesh)
-  shares = processes.all_gather(np.array([share]))[:, 0].tolist()
-  if shares.index(share) != jax.process_index():
+  if mesh_lib.readers(mesh)[0] != jax.process_index():
     return None
   return f".{share}-of-{count}" if count > 1 else ""

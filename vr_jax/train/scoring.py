@@ -2,16 +2,18 @@
 
     replies -> texts (decode_replies) -> environment.score -> environment.finish_batch
 
-Decoding and `score` run on the thread as soon as the replies are sampled, so an environment may be
-slow. `finish_batch` runs on the loop's thread when a step asks for its scores: it uses collective
-operations, which all processes must start in the same order.
+Of processes that have the same rows only the first calls `score`, which may ask a judge; the others
+get what it found. Decoding and `score` run on the thread as soon as the replies are sampled, so an
+environment may be slow. `finish_batch` runs on the loop's thread when a step asks for its scores:
+it uses collective operations, which all processes must start in the same order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
@@ -69,23 +71,23 @@ class PendingScores:
     dialogue: dialogue_lib.Dialogue,
     rollout: records.Rollout,
     shuffled: records.Rollout | None,
-  ) -> tuple[environment_lib.Replies, records.Scores, Mapping[str, float]]:
-    replies = decode_replies.decode_replies(dialogue, rollout, shuffled)
-    scores = self._environment.score(self._examples, replies)
+  ) -> tuple[environment_lib.Replies, records.Scores | None, Mapping[str, float]]:
+    replies, scores = decode_replies.decode_replies(dialogue, rollout, shuffled), None
+    if mesh_lib.readers(self._mesh)[0] == jax.process_index():
+      scores = self._environment.score(self._examples, replies)
     return replies, scores, self._environment.counts()
 
   def wait(self) -> ScoredReplies:
     """Waits for the scores.
 
     All processes must make the first call together, and in the order of steps.
-    Replicas may get different verdicts from a judge; all adopt the first process's.
     """
     return self._finished
 
   @functools.cached_property
   def _finished(self) -> ScoredReplies:
-    replies, scores, counts = self._scored.result()
-    scores = mesh_lib.broadcast_from_first(scores, self._mesh)
+    scores = scored_once(lambda: self._scored.result()[1], self._mesh)
+    replies, _, counts = self._scored.result()
     _, process_count = mesh_lib.process_shard(self._mesh)
     summed = functools.partial(processes.all_sum, copies=jax.process_count() // process_count)
     scores, counted = self._environment.finish_batch(
@@ -102,6 +104,40 @@ class PendingScores:
       counts={**counts, **counted},
       shuffled=replies.shuffled,
     )
+
+
+def scored_once(score: Callable[[], Any], mesh: jax.sharding.Mesh) -> records.Scores:
+  """The scores of this process's rows, from the first of the processes that have these rows.
+
+  These call it on their main threads, in the same order.
+
+  score: returns `Scores` of host arrays; called in the first process alone, so that a judge is
+    asked once, and its verdicts are the same everywhere.
+  """
+  if mesh_lib.process_shard(mesh)[1] == jax.process_count():
+    return score()
+  text = processes.hand_over(lambda: _to_json(score()), mesh_lib.readers(mesh))
+  found = json.loads(text)
+  return records.Scores(
+    rewards={name: _array(*parts) for name, parts in found["rewards"].items()},
+    scored=_array(*found["scored"]),
+    total=_array(*found["total"]),
+  )
+
+
+def _to_json(scores: records.Scores) -> str:
+  def parts(array: Any) -> tuple[str, tuple[int, ...], list[Any]]:
+    x = np.asarray(array)
+    return x.dtype.str, x.shape, x.reshape(-1).tolist()
+
+  rewards = {name: parts(x) for name, x in scores.rewards.items()}
+  return json.dumps(
+    {"rewards": rewards, "scored": parts(scores.scored), "total": parts(scores.total)}
+  )
+
+
+def _array(dtype: str, shape: Sequence[int], values: Sequence[float]) -> np.ndarray:
+  return np.array(values, dtype).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,7 +170,7 @@ def _agree_on_missing(
   damaged, buckets = sum(item.damaged for item in batch.items), batching.bucket_sizes(batch)
   process_index, process_count = mesh_lib.process_shard(context.mesh)
   own = [process_index, damaged, len(batch.items), *missing, *buckets]
-  gathered = processes.all_gather(np.array(own))
+  gathered = processes.gather_numbers("buckets and features", np.array(own))
   gathered, buckets = np.split(gathered, [-len(buckets)], axis=1)
   by_process = [gathered[gathered[:, 0] == number] for number in range(process_count)]
   union = [np.logical_or.reduce(one[:, 3:], axis=0) for one in by_process]
