@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.train import nano
-from vr_jax import main, records
+from vr_jax import errors, main, records
 from vr_jax.models.common import image_patches
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import positions
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import model_setup
+from vr_jax.train import metrics, model_setup
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,40 @@ def test_text_after_a_video_continues_as_the_file_of_the_weights_says(
   places, _ = positions.rope_index(kind.astype(np.int32), [video], cast(Any, model).vision)
   assert places[0, 3:19:4].tolist() == [3, 6, 9, 12]
   assert places[:, 19:].tolist() == [text] * 3
+
+
+@pytest.mark.parametrize(
+  ("mesh", "prompts", "named"),
+  [
+    ((1, 8, 1, 1), 2, (1, 2, 4, 1)),
+    ((8, 1, 1, 1), 4, (4, 1, 2, 1)),
+    ((2, 2, 1, 2), 2, (2, 1, 2, 2)),
+    ((1, 8, 1, 1), 6, (1, 2, 4, 1)),
+    ((1, 8, 1, 1), 3, (1, 1, 8, 1)),
+  ],
+)
+def test_more_devices_than_prompts_are_refused_with_a_mesh_that_splits_groups(mesh, prompts, named):
+  mesh = mesh_lib.make_mesh(mesh)
+  config = nano.config(rl__batch_size=prompts, sft__steps=0, eval__batch_size=8)
+  with pytest.raises(errors.InputError, match=r"rl\.batch_size=\d: not a multiple of") as caught:
+    model_setup.check_batch(config, mesh, "rl")
+  line = str(caught.value)
+  assert f'; --config.mesh="({",".join(map(str, named))})" works' in line and "\n" not in line
+  model_setup.check_batch(config, mesh_lib.make_mesh(named), "rl")
+
+
+def test_no_mesh_is_named_where_prompts_can_not_be_split():
+  mesh = mesh_lib.make_mesh((1, 8, 1, 1))
+  for field, value in (("model__decode_attention", "pallas"), ("model__prefix_buckets", (81,))):
+    config = nano.config(rl__batch_size=2, **{field: value})
+    with pytest.raises(errors.InputError, match=r"microbatches \(1\)$"):
+      model_setup.check_batch(config, mesh, "rl")
+
+
+def test_a_run_with_the_mesh_that_is_named_trains(data, tmp_path, capsys):
+  fields = ("data.directory=" + str(data), "sft.steps=0", "rl.steps=1", "rl.batch_size=2")
+  words = nano.arguments(tmp_path, *(f"--config.{field}" for field in fields), mode="rl")
+  assert main.cli(["vr-jax", *words, "--config.eval.batch_size=8", "--config.mesh=(1,8,1,1)"]) == 2
+  named = re.search(r'--config.mesh="(.*?)" works', capsys.readouterr().err)[1]
+  assert main.cli(["vr-jax", *words, "--config.eval.batch_size=8", f"--config.mesh={named}"]) == 0
+  assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [1]

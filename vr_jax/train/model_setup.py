@@ -7,6 +7,7 @@ devices of the mesh.
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from flax import nnx
@@ -39,11 +40,50 @@ def clamp_microbatches(
 
 def check_batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, stage: str) -> None:
   """Raises InputError if the batch of sft, rl or eval can't be split over microbatches and mesh."""
+  try:
+    _check_batch(config, mesh, stage)
+  except errors.InputError as error:
+    shape = _with_split_groups(config, mesh)
+    if shape is None:
+      raise
+    raise errors.InputError(
+      f'{error}; --config.mesh="({",".join(map(str, shape))})" works: there sequence={shape[2]} '
+      "splits each prompt and its replies"
+    ) from error
+
+
+def _check_batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, stage: str) -> None:
   section = clamp_microbatches(config, mesh)[stage]
   for field in ("microbatches", "log_prob_microbatches"):
     mesh_lib.check_batch(
       section.batch_size, mesh, f"config.{stage}.batch_size", parts=section.get(field, 1)
     )
+
+
+def _with_split_groups(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[int, ...] | None:
+  """The mesh of the same devices whose batches divide, with as little on sequence as that needs."""
+  if config.model.decode_attention == "pallas":
+    return None  # it takes whole prompts
+  data, fsdp, sequence, tensor = mesh.devices.shape
+  for part in range(2, data * fsdp + 1):
+    if (data * fsdp) % part:
+      continue
+    ways = data * fsdp // part
+    shape = math.gcd(data, ways), ways // math.gcd(data, ways), sequence * part, tensor
+    try:
+      changed = mesh_lib.make_mesh(shape, list(mesh.devices.flat))
+      mesh_lib.process_shard(changed)
+      for stage in ("sft", "rl", "eval"):
+        if config[stage].get("steps", 1):
+          _check_batch(config, changed, stage)
+      for length in config.model.prefix_buckets:
+        mesh_lib.check_prefix(length, changed)
+    except errors.InputError:
+      continue
+    return shape
+  return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
