@@ -15,7 +15,7 @@ from vr_jax.models.common import image_patches
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import positions
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import metrics, model_setup
+from vr_jax.train import model_setup
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,3 @@ def test_no_mesh_is_named_where_prompts_can_not_be_split():
     config = nano.config(rl__batch_size=2, **{field: value})
     with pytest.raises(errors.InputError, match=r"microbatches \(1\)$"):
       model_setup.check_batch(config, mesh, "rl")
-
-
-def test_a_run_with_the_mesh_that_is_named_trains(data, tmp_path, capsys):
-  fields = ("data.directory=" + str(data), "sft.steps=0", "rl.steps=1", "rl.batch_size=2")
-  words = nano.arguments(tmp_path, *(f"--config.{field}" for field in fields), mode="rl")
-  assert main.cli(["vr-jax", *words, "--config.eval.batch_size=8", "--config.mesh=(1,8,1,1)"]) == 2
-  named = re.search(r'--config.mesh="(.*?)" works', capsys.readouterr().err)[1]
-  assert main.cli(["vr-jax", *words, "--config.eval.batch_size=8", f"--config.mesh={named}"]) == 0
-  assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [1]
