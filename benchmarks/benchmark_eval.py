@@ -70,8 +70,10 @@ def measure(config_name: str, questions: int, repeats: int, folder: Path) -> dic
     root=root,
   )
   params, size = initialization.fresh_params(context), config.eval.batch_size
+  starts = range(0, len(items), size)
   chunks = [
-    play_items.ask_chunk(asker, items[start : start + size]) for start in range(0, len(items), size)
+    [each for each in play_items.ask_chunk(asker, items[start : start + size])[0] if each]
+    for start in starts
   ]
   stores = iter(range(repeats + 1))
 
@@ -84,7 +86,7 @@ def measure(config_name: str, questions: int, repeats: int, folder: Path) -> dic
   def sampler() -> int:
     replies = [
       play_items.play_chunk(played, params, protocol, asked, size, number)
-      for number, (asked, _) in enumerate(chunks)
+      for number, asked in enumerate(chunks)
     ]
     return sum(reply.tokens for chunk in replies for reply in chunk)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import shutil
 
 import numpy as np
@@ -16,15 +15,8 @@ from vr_jax import evaluate_benchmarks, main
 from vr_jax.data.benchmark_sets import mvbench, registry, video_mmmu
 from vr_jax.errors import InputError
 from vr_jax.eval import report_data
-from vr_jax.eval.benchmarks import (
-  play_items,
-  protocols,
-  reply_store,
-  score_table,
-  scored_protocol,
-  statistics,
-)
-from vr_jax.train import paths, run_context
+from vr_jax.eval.benchmarks import play_items, protocols, reply_store
+from vr_jax.train import export_stage, paths, run_context
 from vr_jax.train import workdir as workdir_lib
 
 
@@ -98,21 +90,55 @@ def test_a_recipe_asks_as_the_runs_own_evaluation_does(run, sets, tmp_path, caps
   assert "moss_video@recipe" in capsys.readouterr().out
 
 
-def test_two_processes_ask_what_one_does_also_where_one_has_a_batch_more(run, sets, tmp_path):
+def test_a_run_goes_on_in_any_number_of_processes_with_the_same_replies(run, sets, tmp_path):
   """Six questions in batches of two a process: the second process has one batch, the first two."""
   flags = [f"--checkpoint={run}", "--before_rl", "--benchmarks=moss_video@recipe"]
   flags += [f"--benchmark_data={sets}", f"--out={tmp_path}", "--config.eval.batch_size=4"]
-  flags += [f"--coordinator_address=localhost:{local.free_port()}", "--num_processes=2"]
-  together = [nano.start(["eval", *flags, f"--process_id={index}"]) for index in range(2)]
-  said = [process.communicate(timeout=300) for process in together]
-  assert [process.returncode for process in together] == [0, 0], said
-  lines = [json.loads(line) for line in (run / "eval" / "before_rl.jsonl").open()]
+  flags += ["--config.eval.temperature=1.0"]
   store = reply_store.ReplyStore(directory=tmp_path / "moss_video@recipe")
-  found = {name: each.reply for name, each in store.read().items()}
-  assert found == {line["id"]: line["reply"] for line in lines}
-  counts = [path.read_text().count("\n") for path in sorted(store.directory.glob("replies-*"))]
-  assert counts == [4, 2]
-  assert [out.count("moss_video@recipe test") for out, _ in said] == [1, 0]
+  first, second = (store.directory / f"replies-0000{index}.jsonl" for index in range(2))
+
+  def start(*each_flags):
+    together = [nano.start(["eval", *flags, *each]) for each in each_flags]
+    said = [process.communicate(timeout=300) for process in together]
+    assert [process.returncode for process in together] == [0] * len(together), said
+    return [out for out, _ in said]
+
+  start(())
+  alone = store.read()
+  assert len({each.reply for each in alone.values()}) == 6  # they are sampled
+  _keep_lines(first, 1)
+  two = [f"--coordinator_address=localhost:{local.free_port()}", "--num_processes=2"]
+  said = start([*two, "--process_id=0"], [*two, "--process_id=1"])
+  assert store.read() == alone
+  assert [path.read_text().count("\n") for path in (first, second)] == [1 + 4, 2]
+  assert [out.count("moss_video@recipe test") for out in said] == [1, 0]
+  _keep_lines(first, 2)
+  _keep_lines(second, 1)
+  start(())
+  assert store.read() == alone
+
+
+def _keep_lines(path, count):
+  path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:count]))
+
+
+def test_a_question_that_fails_does_not_change_the_replies_to_others(run, sets, tmp_path):
+  flags = [f"--checkpoint={run}", "--before_rl", "--benchmarks=moss_video@recipe"]
+  flags += ["--config.eval.temperature=1.0"]
+  copy = tmp_path / "sets" / "moss_video"
+  shutil.copytree(sets / "moss_video", copy, symlinks=False)
+  assert _eval(*flags, f"--benchmark_data={copy.parent}", f"--out={tmp_path / 'whole'}") == 0
+  damaged = min(json.loads(line)["video"] for line in (copy / "test.jsonl").open())
+  (copy / "videos" / damaged).write_bytes(b"nothing")
+  assert _eval(*flags, f"--benchmark_data={copy.parent}", f"--out={tmp_path / 'damaged'}") == 0
+  whole, some = (
+    reply_store.ReplyStore(directory=tmp_path / name / "moss_video@recipe").read()
+    for name in ("whole", "damaged")
+  )
+  failed = {name for name, each in some.items() if each.problem}
+  assert 0 < len(failed) < len(whole)
+  assert all(some[name] == whole[name] for name in whole.keys() - failed)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +180,7 @@ def test_an_official_protocol_is_asked_scored_and_resumed(run, sets, asked, tmp_
   table = (tmp_path / "table.json").read_text()
   assert _eval("--score_only", *_mvbench(run, sets)[2:], f"--out={tmp_path}") == 0
   assert (tmp_path / "table.json").read_text() == table
+  assert capsys.readouterr().out.count("16 x 50176; none") == 4  # 64 x 64 is shown as 224 x 224
   assert "mvbench@official test (partial) & " in (tmp_path / "table.tex").read_text()
   page = (tmp_path / "table.html").read_text()
   assert "mvbench@official test (partial)</th>" in page and "task/Action Count" in page
@@ -183,6 +210,37 @@ def test_a_missing_or_damaged_video_makes_the_score_partial_or_failed(run, sets,
   assert "22 questions left out: video/" in said.out and " more missing" in said.out
   replies = reply_store.ReplyStore(directory=tmp_path / "out" / "mvbench@official").read()
   assert next(each.problem for each in replies.values() if each.problem).count("1.mp4") == 1
+
+
+def test_replies_are_scored_from_annotations_alone_and_videos_may_be_deleted(
+  run, sets, asked, tmp_path, capsys
+):
+  out, videos_kept = tmp_path / "out", tmp_path / "sets"
+  shutil.copytree(asked, out)
+  shutil.copytree(sets, videos_kept)
+  table = json.loads((asked / "table.json").read_text())
+  only = tmp_path / "annotations"
+  shutil.copytree(sets / "mvbench" / "json", only / "mvbench" / "json")
+  flags = ["--score_only", f"--benchmark_data={only}", f"--out={out}"]
+  names = "--benchmarks=mvbench@official,mvbench@unclipped"
+  assert _eval(*flags, names) == 0
+  assert json.loads((out / "table.json").read_text()) == table
+  # One video is gone, of whose questions one protocol lacks a reply.
+  gone = videos_kept / "mvbench" / "video" / "perception" / "videos" / "0.mp4"
+  gone.unlink()
+  path = out / "mvbench@unclipped" / "replies-00000.jsonl"
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b"".join(line for line in lines if b"action_count-0" not in line))
+  again = [f"--checkpoint={run}", "--before_rl", f"--benchmark_data={videos_kept}", f"--out={out}"]
+  assert _eval(*again, names) == 0
+  first, second = json.loads((out / "table.json").read_text())
+  assert first == table[0]
+  assert (second["questions"], second["failed"], len(second["missing"])) == (5, 0, 19)
+  assert _eval(*flags, names) == 0
+  assert json.loads((out / "table.json").read_text()) == [first, second]
+  videos.write(gone, frames=40, size=32)
+  assert _eval(*again, names) == 2
+  assert "has replies about another video/perception/videos/0.mp4" in capsys.readouterr().err
 
 
 def test_scores_of_an_interrupted_run_are_partial_and_no_base(sets, asked, tmp_path, capsys):
@@ -281,35 +339,26 @@ def test_one_command_says_how_much_of_what_was_open_the_lectures_add(tmp_path, c
   assert "video_mmmu@official knowledge_gain: knowledge_gain 50.0 (" in capsys.readouterr().out
 
 
-def test_a_value_or_a_change_that_is_undefined_is_so_in_the_table():
-  nan = math.nan
-  value = statistics.MetricInterval(value=50.0, low=nan, high=nan, standard_error=nan, clusters=1)
-  none = dataclasses.replace(value, value=nan)
-  change = statistics.MetricChange(
-    change=nan, low=nan, high=nan, standard_error=nan, clusters=1, p_value=nan
-  )
-  counts = dict.fromkeys(("questions", "failed", "unparsed", "truncated", "unscored"), 0)
-  row = scored_protocol.ScoredProtocol(
-    protocol="video_mmmu@official",
-    headline="overall",
-    further=("knowledge_gain",),
-    values={"overall": none, "knowledge_gain": value},
-    changes={"overall": dataclasses.replace(change, change=2.0), "knowledge_gain": change},
-    **counts,
-    missing=(),
-    count_differences=(),
-    not_asked=0,
-    unshown=0,
-    absent_groups=(),
-    split="test",
-    tokens=nan,
-    shown="",
-  )
-  (line,) = score_table.further_values([row])
-  assert line.endswith("knowledge_gain 50.0, change undefined")
-  assert score_table.cells([row])[0][1:4] == ("undefined", "", "+2.0")
-  (shown,) = score_table.to_json([row])
-  assert shown["intervals"][0][1] == "undefined"
+def test_an_export_and_a_hugging_face_directory_are_asked_as_the_run(run, sets, asked, tmp_path):
+  config = workdir_lib.config_of(run)
+  with config.unlocked():
+    config.export.directory, config.export.dtype = str(tmp_path / "export"), "float32"
+  export_stage.export(config, run)
+  (tmp_path / "export").rename(tmp_path / "plain")
+  export_stage.export(config, run)
+  (tmp_path / "plain" / export_stage.RECORD).unlink()  # as others write such a directory
+  expected = reply_store.ReplyStore(directory=asked / "mvbench@official")
+  weights = {expected.about()["weights"]}
+  for name in ("export", "plain"):
+    words = [f"--checkpoint={tmp_path / name}", f"--config={nano.ROOT / nano.RECIPE}:tiny"]
+    words += ["--config.eval.batch_size=8", "--benchmarks=mvbench@official"]
+    out = tmp_path / f"{name}_scores"
+    assert _eval(*words, f"--benchmark_data={sets}", f"--out={out}") == 0
+    store = reply_store.ReplyStore(directory=out / "mvbench@official")
+    assert store.read() == expected.read()
+    assert str(tmp_path / name) in store.about()["policy"]
+    weights.add(store.about()["weights"])
+  assert len(weights) == 3 and "" not in weights
 
 
 @pytest.mark.parametrize(

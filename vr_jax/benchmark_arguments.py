@@ -46,7 +46,18 @@ class EvalArguments:
   judge_key_variable: str
 
 
-def parse(argv: Sequence[str], *, help_text: str) -> EvalArguments | None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeedArguments:
+  """A parsed command line that compares the scores of several training seeds.
+
+  directories: the --out of each. names: of protocols; (): all.
+  """
+
+  directories: tuple[Path, ...]
+  names: tuple[str, ...]
+
+
+def parse(argv: Sequence[str], *, help_text: str) -> EvalArguments | SeedArguments | None:
   """Parses a command line; None if it asks for a list of protocols.
 
   help_text: for --help.
@@ -63,6 +74,7 @@ def parse(argv: Sequence[str], *, help_text: str) -> EvalArguments | None:
   flags.DEFINE_string("out", None, "Directory for replies and scores.", flag_values=values)
   flags.DEFINE_string("frames", None, "Directory for decoded frames.", flag_values=values)
   flags.DEFINE_string("base", None, "The --out of another policy.", flag_values=values)
+  flags.DEFINE_list("seeds", [], "The --out of several training seeds.", flag_values=values)
   flags.DEFINE_integer("limit", 0, "Questions of each benchmark.", 0, flag_values=values)
   flags.DEFINE_boolean("score_only", False, "Score the replies that are there.", flag_values=values)
   flags.DEFINE_boolean("before_rl", False, "Ask the policy before RL.", flag_values=values)
@@ -76,6 +88,8 @@ def parse(argv: Sequence[str], *, help_text: str) -> EvalArguments | None:
     raise errors.InputError(f"{rest[0]}: vr-jax eval takes flags alone (vr-jax eval --help)")
   if values.benchmarks == [_LISTED]:
     return None
+  if values.seeds:
+    return _parse_seeds(values)
   if not values.benchmarks:
     raise errors.InputError(
       "needs --benchmarks=<benchmark>@<protocol>,…; --benchmarks=list has all"
@@ -119,6 +133,17 @@ def parse(argv: Sequence[str], *, help_text: str) -> EvalArguments | None:
     judge_base_url=values.judge_base_url,
     judge_key_variable=values.judge_key_variable or "OPENAI_API_KEY",
   )
+
+
+def _parse_seeds(values: flags.FlagValues) -> SeedArguments:
+  for name in ("checkpoint", "benchmark_data", "split", "out", "base", "limit", "judge"):
+    if values[name].present:
+      raise errors.InputError(f"--{name}: has no effect with --seeds, which reads tables alone")
+  directories = tuple(Path(each) for each in values.seeds)
+  if len(directories) < 2 or len(set(directories)) < len(directories):
+    raise errors.InputError("--seeds: needs the --out of at least two training seeds, each once")
+  names = tuple(protocols.get(name).name for name in dict.fromkeys(values.benchmarks))
+  return SeedArguments(directories=directories, names=names)
 
 
 def _check_judge(values: flags.FlagValues) -> None:

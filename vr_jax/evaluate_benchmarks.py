@@ -14,9 +14,15 @@ chooses another split than the usual one: `--split=mlvu:test`.
 A run's report shows the table of <run>/benchmarks.
 
 The same command goes on where it was interrupted, in any number of processes. Replies that are
-there are not sampled again: with `--score_only`, no model is loaded. `--base` is the --out of
+there are not sampled again: with `--score_only`, no model is loaded, and only the annotations are
+needed beside the replies, no videos. `--base` is the --out of
 another policy, before RL say, on the same questions: the table then has the change, with its
 interval and p-value.
+
+    vr-jax eval --seeds=scores/seed0,scores/seed1,scores/seed2
+
+prints how much scores vary over runs of one recipe with several training seeds: their mean and
+standard deviation, beside the standard error of the questions. It reads the tables in each `--out`.
 
 `--checkpoint`, `--config` and `--before_rl` are those of `vr-jax ask`. `--limit=100` asks only as
 many questions of each benchmark, drawn by a hash of their ids: a quick look, no score to report.
@@ -48,22 +54,32 @@ from vr_jax.eval.benchmarks import (
   reply_store,
   score_table,
   scored_protocol,
+  seed_table,
 )
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
+  from rich import table as rich_table
 
   from vr_jax.train import run_context
 
+_ANNOTATED = ("id", "question", "scorer", "answer", "options", "strata", "steps")  # fields of items
 _PIECE = 1 << 16  # bytes of a file of weights at its start and end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Questions:
-  """What is asked of one benchmark by one protocol; see `ScoredProtocol`."""
+  """What is asked of one benchmark by one protocol; see `ScoredProtocol`.
+
+  items: whose files are there, or whose replies. every: all that the protocol asks.
+  missing: a file that is not there, by id, of each other item.
+  limit: 0 if all are asked.
+  """
 
   items: tuple[benchmark_item.Item, ...]
-  missing: tuple[str, ...]
+  every: tuple[benchmark_item.Item, ...]
+  missing: dict[str, str]
+  limit: int
   count_differences: tuple[str, ...]
   unshown: int
 
@@ -79,6 +95,9 @@ def evaluate_benchmarks(argv: Sequence[str]) -> int:
   if arguments is None:
     for each in protocols.PROTOCOLS.values():
       print(f"{each.name:28} {each.source}")
+    return 0
+  if isinstance(arguments, benchmark_arguments.SeedArguments):
+    _print(seed_table.to_terminal(seed_table.read(arguments.directories, arguments.names)))
     return 0
   if arguments.score_only:
     evaluate(arguments)
@@ -103,19 +122,27 @@ def evaluate(arguments: benchmark_arguments.EvalArguments) -> None:
 def read_questions(
   arguments: benchmark_arguments.EvalArguments, protocol: protocols.Protocol
 ) -> _Questions:
-  """Reads the questions of a protocol whose files are there.
+  """Reads the questions of a protocol whose files are there, or that have a reply already.
+
+  To score replies, the annotations are enough: the replies' directory says what was missing.
 
   Raises InputError if there are none.
   """
   name = protocol.benchmark
+  store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
   found = registry.read_items(name, arguments.data / name, arguments.splits.get(name))
   asked = [item for item in found.items if protocol.asks(item)]
-  absent = {
-    item.id: files
-    for item in asked
-    if (files := _needed(protocol, item, found.missing.get(item.id, ())))
-  }
   shown = [item for item in asked if not (item.images and protocol.prompt is None)]
+  known = {each.id for each in store.read().values() if not each.problem}
+  if arguments.score_only:
+    absent = store.media().missing
+  else:
+    absent = {
+      item.id: files[0]
+      for item in shown
+      if (files := _needed(protocol, item, found.missing.get(item.id, ())))
+    }
+  absent = {key: path for key, path in absent.items() if key not in known}
   present = [item for item in shown if item.id not in absent]
   if not present:
     raise errors.InputError(
@@ -126,12 +153,17 @@ def read_questions(
     for count in found.differing
     if count.kind != "subtitles" or protocol.uses_subtitles
   ]
-  if arguments.limit and arguments.limit < len(present):
-    differences.insert(0, f"--limit={arguments.limit} of {len(present)} questions")
-    present = sorted(present, key=_shuffled)[: arguments.limit]
+  if arguments.score_only:
+    differences = list(store.media().count_differences)
+  limit = arguments.limit if arguments.limit < len(present) else 0
+  chosen = sorted(present, key=_shuffled)[:limit] if limit else present
+  if limit and not arguments.score_only:
+    differences.insert(0, f"--limit={limit} of {len(present)} questions")
   return _Questions(
-    items=tuple(present),
-    missing=tuple(files[0] for files in absent.values()),
+    items=tuple(chosen),
+    every=tuple(shown),
+    missing=absent,
+    limit=limit,
     count_differences=tuple(differences),
     unshown=len(asked) - len(shown),
   )
@@ -172,7 +204,7 @@ def _ask_policy(
       params, policy = ask.load_policy(context, arguments.workdir, before_rl=arguments.before_rl)
     weights = fingerprint(_weights_directory(arguments, context))
     for protocol in arguments.protocols:
-      _play(arguments, context, params, policy, weights, protocol, questions[protocol.name].items)
+      _play(arguments, context, params, policy, weights, protocol, questions[protocol.name])
 
 
 def _weights_directory(
@@ -225,7 +257,7 @@ def _play(
   policy: str,
   weights: str,
   protocol: protocols.Protocol,
-  items: Sequence[benchmark_item.Item],
+  questions: _Questions,
 ) -> None:
   from vr_jax.eval import stage
   from vr_jax.eval.benchmarks import asked_items, frame_cache, play_items
@@ -253,13 +285,18 @@ def _play(
         if not name.endswith("_buckets")
       }
     ),
-    "prompts": _hash([_prompt_text(protocol, item) for item in items]),
-    "questions": _hash_questions(items),
-    "files": _hash(_files(root, protocol, items)),
-    "processes": processes.count_joined(),
+    "prompts": _hash([_prompt_text(protocol, item) for item in questions.every]),
+    "questions": _hash_questions(questions.every),
+    "clips": _hash([benchmark_item.to_json(item).get("clip") for item in questions.every]),
+    "limit": questions.limit,
     "versions": workdir_lib.provenance()["versions"],
   }
-  processes.first_alone("benchmark", lambda: store.begin(about))
+  media = reply_store.AskedMedia(
+    files=_files(root, protocol, questions.items),
+    missing=questions.missing,
+    count_differences=questions.count_differences,
+  )
+  processes.first_alone("benchmark", lambda: store.begin(about, media))
   asker = asked_items.ItemAsker(
     context=played,
     protocol=protocol,
@@ -270,23 +307,26 @@ def _play(
     ),
     root=root,
   )
-  with console.progress(protocol.name, len(items)) as tick:
-    play_items.play(played, params, asker, items, store, tick=tick)
+  with console.progress(protocol.name, len(questions.items)) as tick:
+    play_items.play(played, params, asker, questions.items, store, tick=tick)
 
 
 def _hash_questions(items: Sequence[benchmark_item.Item]) -> str:
-  return _hash([benchmark_item.to_json(item) for item in items])
+  """A hash of what the annotations say: names of files depend on which of them are there."""
+  told = [benchmark_item.to_json(item) for item in items]
+  return _hash([{name: each.get(name) for name in _ANNOTATED} for each in told])
 
 
 def _files(
   root: Path, protocol: protocols.Protocol, items: Sequence[benchmark_item.Item]
-) -> list[tuple[str, int, int]]:
-  """Sizes and times of the files that items are asked with."""
+) -> dict[str, tuple[int, int]]:
+  """Sizes and times of the files that items are asked with, as far as they are there."""
   names = {item.video for item in items}
   if protocol.uses_subtitles:
     names |= {item.subtitles for item in items if item.subtitles}
-  stats = [(name, (root / name).stat()) for name in sorted(names)]
-  return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+  there = [(name, root / name) for name in sorted(names) if (root / name).exists()]
+  stats = [(name, path.stat()) for name, path in there]
+  return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats}
 
 
 def _prompt_text(protocol: protocols.Protocol, item: benchmark_item.Item) -> Any:
@@ -302,7 +342,9 @@ def _score(
 ) -> scored_protocol.ScoredProtocol:
   """Scores the replies on disk. Raises InputError if there are none."""
   store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
-  if store.about()["questions"] != _hash_questions(questions.items):
+  about = store.about()
+  asked = about["questions"], about.get("limit", 0)
+  if asked != (_hash_questions(questions.every), questions.limit):
     raise errors.InputError(
       f"{store.directory}: has replies to other questions; give the --limit and --split that they "
       "were asked with, and the same files"
@@ -310,11 +352,11 @@ def _score(
   base = None
   if arguments.base is not None:
     base = reply_store.ReplyStore(directory=arguments.base / protocol.name)
-    if (now := store.about())["questions"] != base.about()["questions"]:
+    if about["questions"] != base.about()["questions"]:
       raise errors.InputError(
         f"--base={arguments.base}: {protocol.name} was asked other questions there"
       )
-    if now["prompts"] != base.about()["prompts"]:
+    if about["prompts"] != base.about()["prompts"]:
       raise errors.InputError(f"--base={arguments.base}: {protocol.name} was asked in other words")
     if left := {item.id for item in questions.items} - set(base.read()):
       raise errors.InputError(
@@ -331,7 +373,7 @@ def _score(
     protocol,
     questions.items,
     replies,
-    missing=questions.missing,
+    missing=tuple(questions.missing.values()),
     count_differences=questions.count_differences,
     unshown=questions.unshown,
     base=None if base is None else base.read(),
@@ -353,17 +395,21 @@ def _judge(arguments: benchmark_arguments.EvalArguments) -> judged_answers.Answe
   return None
 
 
-def write_table(out: Path, rows: Sequence[scored_protocol.ScoredProtocol]) -> None:
-  """Writes the table in all its forms, and prints it."""
+def _print(table: "rich_table.Table") -> None:
   from rich import console as rich_console
 
+  width = max(rich_console.Console().width, score_table.WIDTH)
+  rich_console.Console(markup=False, width=width).print(table)
+
+
+def write_table(out: Path, rows: Sequence[scored_protocol.ScoredProtocol]) -> None:
+  """Writes the table in all its forms, and prints it."""
   out.mkdir(parents=True, exist_ok=True)
   lines = score_table.to_json(rows)
   atomic.write_bytes(out / "table.json", [json.dumps(lines, indent=1).encode(), b"\n"])
   atomic.write_bytes(out / "table.tex", [score_table.to_latex(rows).encode()])
   atomic.write_bytes(out / "table.html", [score_table.to_page(lines).encode()])
-  width = max(rich_console.Console().width, score_table.WIDTH)
-  rich_console.Console(markup=False, width=width).print(score_table.to_terminal(rows))
+  _print(score_table.to_terminal(rows))
   for line in (*score_table.further_values(rows), *scored_protocol.notes(rows)):
     print(line)
   print(f"table: {out / 'table.html'}")

@@ -1,5 +1,6 @@
 """Prompts of benchmarks' items: the frames, their size, the subtitles and the texts around them."""
 
+from concurrent import futures
 import dataclasses
 import json
 
@@ -229,3 +230,21 @@ def test_the_picture_of_a_question_is_shown_by_the_video_alone(context, tmp_path
   asked = _asker(context, tmp_path, protocols.get(name)).ask(item)
   assert [grid.kind for grid in asked.encoded.grids] == [records.Kind.VIDEO]
   assert asked.clip.timestamps[-1] > 9.8
+
+
+def test_threads_make_the_same_prompts_and_decode_each_video_once(context, tmp_path):
+  for name in "ab":
+    videos.write(tmp_path / f"{name}.mp4", frames=16, fps=8, mark=20 if name == "a" else 200)
+  names = ("a.mp4", "a.mp4", "no.mp4", "b.mp4", "a.mp4")
+  items = [dataclasses.replace(ITEM, id=str(n), video=name) for n, name in enumerate(names)]
+  asker = _asker(context, tmp_path, protocols.get("mvbench@official"))
+  with futures.ThreadPoolExecutor(3) as pool:
+    made, failed = play_items.ask_chunk(asker, items, pool)
+  alone, failed_alone = play_items.ask_chunk(asker, items)
+  assert len(list((tmp_path / "frames").glob("*/*"))) == 2
+  assert failed == failed_alone and [each.id for each in failed] == ["2"]
+  assert [each and each.example.id for each in made] == ["0", "1", None, "3", "4"]
+  for one, other in zip(made, alone, strict=True):
+    assert (one is None) == (other is None)
+    if one:
+      np.testing.assert_array_equal(_images(one.encoded), _images(other.encoded))

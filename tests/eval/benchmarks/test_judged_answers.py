@@ -322,6 +322,9 @@ def test_the_table_counts_judged_questions_and_names_the_judge(judge):
   # Of multiple choice, too, it is the judge who says what the reply means.
   assert (judged.questions, judged.unscored, judged.unparsed, judged.judge) == (5, 0, 1, "m")
   assert judged.values["accuracy"].value == pytest.approx(20) and judged.by_rule == 0
+  # This judge says no to all but blue; our rule reads the right letter.
+  assert (judged.agreed, judged.compared) == (0, 1)
+  assert score_table.cells([judged])[0][-1] == "m (agrees with our rule on 0 % of 1)"
   plain = score_table.make(protocol, some, said)
   assert (plain.questions, plain.unscored, plain.judge, plain.by_rule) == (1, 4, "", 1)
 

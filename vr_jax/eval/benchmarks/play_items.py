@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
+import functools
 import itertools
 from typing import Any, ClassVar
 
@@ -95,7 +96,8 @@ def play(
   tick: is called with the number of questions done.
 
   An item whose prompt can't be made gets a reply with a problem. What is sampled depends on the
-  seed, the number of processes and eval.batch_size, and not on what was asked before.
+  seed and eval.batch_size: the draws of an item are those of its place among all items, whichever
+  process asks it, and whatever was asked before.
   """
   share, shares = mesh_lib.process_shard(context.mesh)
   if shares != jax.process_count():
@@ -116,20 +118,25 @@ def play(
   rounds = np.flatnonzero(processes.all_gather(lacks).any(axis=0)).tolist()
   done = len(items) - sum(len(chunks[place]) for place in _places(rounds, shares, len(chunks)))
   filler: list[batching.BatchItem] | None = None
+  threads = max(1, context.config.data.threads)
   with (
+    futures.ThreadPoolExecutor(threads) as pool,
     futures.ThreadPoolExecutor(1) as thread,
     store.writer(share) as writer,
     preemption.stops_between_batches(),
   ):
-    prompts = _read_ahead(thread, asker, [own[number] for number in rounds])
+    prompts = _read_ahead(thread, pool, asker, [own[number] for number in rounds])
     for number, (asked, failed) in zip(rounds, prompts, strict=True):
-      writer.add(failed)
-      if processes.all_gather(np.array([len(asked)])).any():
-        if not asked and filler is None:
+      writer.add(each for each in failed if each.id not in known)
+      made = [each for each in asked if each is not None]
+      if processes.all_gather(np.array([len(made)])).any():
+        if not made and filler is None:
           filler = _first_that_fits(asker, ordered)
-        filler = asked[:1] or filler
-        played = play_chunk(context, params, asker.protocol, asked or filler or [], size, number)
-        writer.add(played if asked else ())
+        filler = made[:1] or filler or []
+        # Each item keeps its row, on which its draws depend, also where one before it failed.
+        rows = [each or filler[0] for each in asked] or filler
+        played = play_chunk(context, params, asker.protocol, rows, size, number)
+        writer.add(reply for reply, item in zip(played, asked, strict=False) if item)
       done += sum(len(chunks[place]) for place in _places([number], shares, len(chunks)))
       tick(done)
       if processes.count_joined() > 1 and preemption.stops_after():
@@ -150,34 +157,60 @@ def _order(item: benchmark_item.Item) -> tuple[str, float, str]:
   return item.video, item.clip.start if item.clip else 0.0, item.id
 
 
-_Asked = tuple[list[batching.BatchItem], list[reply_store.StoredReply]]
+# For each item its prompt, or None if none can be made; then why.
+_Asked = tuple[list[batching.BatchItem | None], list[reply_store.StoredReply]]
 
 
 def _read_ahead(
   thread: futures.Executor,
+  pool: futures.Executor,
   asker: asked_items.ItemAsker,
   chunks: Sequence[Sequence[benchmark_item.Item]],
 ) -> Iterator[_Asked]:
   """The prompts of one chunk after the other; the next are made while some are played."""
-  later = [thread.submit(ask_chunk, asker, chunk) for chunk in chunks[:2]]
+  later = [thread.submit(ask_chunk, asker, chunk, pool) for chunk in chunks[:2]]
   for chunk in itertools.chain(chunks[2:], [None, None]):
     if later:
       yield later.pop(0).result()
     if chunk is not None:
-      later.append(thread.submit(ask_chunk, asker, chunk))
+      later.append(thread.submit(ask_chunk, asker, chunk, pool))
 
 
-def ask_chunk(asker: asked_items.ItemAsker, items: Sequence[benchmark_item.Item]) -> _Asked:
-  """Makes the prompts of a chunk. Of those that can't be made, it says why."""
-  asked, failed = [], []
-  for item in items:
-    try:
-      made = asker.ask(item)
-      _check_fits(asker.context, made)
-      asked.append(made)
-    except errors.InputError as error:
-      failed.append(reply_store.StoredReply(id=item.id, problem=str(error)))
-  return asked, failed
+def ask_chunk(
+  asker: asked_items.ItemAsker,
+  items: Sequence[benchmark_item.Item],
+  pool: futures.Executor | None = None,
+) -> _Asked:
+  """Makes the prompts of a chunk. Of those that can't be made (None), it says why.
+
+  pool: threads that make several at a time; None: this one makes all.
+  """
+  run = map if pool is None else pool.map
+  # The first question about a video decodes it; others about it wait for that.
+  first = {item.video: number for number, item in reversed([*enumerate(items)])}
+  parts = [*first.values()], [n for n, item in enumerate(items) if first[item.video] != n]
+  made: dict[int, batching.BatchItem | reply_store.StoredReply] = {}
+  for numbers in parts:
+    made |= zip(
+      numbers, run(functools.partial(_ask, asker), [items[n] for n in numbers]), strict=True
+    )
+  results = [made[number] for number in range(len(items))]
+  return (
+    [each if isinstance(each, batching.BatchItem) else None for each in results],
+    [each for each in results if isinstance(each, reply_store.StoredReply)],
+  )
+
+
+def _ask(
+  asker: asked_items.ItemAsker, item: benchmark_item.Item
+) -> batching.BatchItem | reply_store.StoredReply:
+  """The prompt of an item, or why there is none."""
+  try:
+    made = asker.ask(item)
+    _check_fits(asker.context, made)
+    return made
+  except errors.InputError as error:
+    return reply_store.StoredReply(id=item.id, problem=str(error))
 
 
 def _check_fits(context: run_context.RunContext, item: batching.BatchItem) -> None:
@@ -195,8 +228,8 @@ def _first_that_fits(
   asker: asked_items.ItemAsker, items: Sequence[benchmark_item.Item]
 ) -> list[batching.BatchItem]:
   """A prompt with which a process takes part that has none of its own."""
-  every = (ask_chunk(asker, [item])[0] for item in items)
-  return next((asked for asked in every if asked), [])
+  every = (asked for item in items for asked in ask_chunk(asker, [item])[0])
+  return next(([asked] for asked in every if asked), [])
 
 
 def play_chunk(

@@ -1,6 +1,7 @@
 """Replies to a benchmark's questions on disk: kept as they come, so that nothing is asked twice.
 
     about.json             what the replies are of; other replies don't mix with them
+    media.json             the videos that they are about, and which were missing
     replies-00000.jsonl    a line for each question that process 0 has asked
 
 A run that was killed goes on where it was, in any number of processes. Scores are computed from
@@ -45,19 +46,49 @@ class StoredReply:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AskedMedia:
+  """The files that questions were asked with.
+
+  files: size in bytes and time of change in ns, by name.
+  missing: a file that was not there, by the id of the question that needs it.
+  count_differences: numbers of questions or files that are not as published.
+  """
+
+  files: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  count_differences: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplyStore:
   """The replies of one protocol in a directory."""
 
   directory: Path
 
-  def begin(self, about: Mapping[str, Any]) -> None:
-    """Starts the store, or goes on with it.
+  def begin(self, about: Mapping[str, Any], media: AskedMedia | None = None) -> None:
+    """Starts the store, or goes on with it. Only one process may call this.
 
-    about: what replies depend on, as JSON. Only one process may call this. Paths in buckets are
-      the same on hosts that mount these elsewhere.
+    about: what replies depend on, as JSON. Paths in buckets are the same on hosts that mount these
+      elsewhere.
+    media: files that have been asked about before must be the same ones; they may be gone.
 
     Raises InputError if the directory has replies of something else; names the first difference.
     """
+    self._check_about(about)
+    media = media or AskedMedia()
+    path = self.directory / "media.json"
+    known = self.media().files if path.is_file() else {}
+    for name in sorted(known.keys() & media.files.keys()):
+      if tuple(known[name]) != tuple(media.files[name]):
+        raise InputError(
+          f"{self.directory}: has replies about another {name} (it was changed since); bring the "
+          "file back, or choose another --out"
+        )
+    media = dataclasses.replace(media, files={**known, **media.files})
+    content = json.dumps(dataclasses.asdict(media), indent=1).encode()
+    atomic.write_bytes(path, [content, b"\n"])
+
+  def _check_about(self, about: Mapping[str, Any]) -> None:
     path = self.directory / "about.json"
     wanted = _with_addresses(about)
     if path.is_file():
@@ -76,6 +107,16 @@ class ReplyStore:
   def about(self) -> dict[str, Any]:
     """What the replies are of. Raises InputError if there are none."""
     return _read_json(self.directory / "about.json")
+
+  def media(self) -> AskedMedia:
+    """The files that were asked about. Raises InputError if there are no replies."""
+    path = self.directory / "media.json"
+    try:
+      return plain_json.build(AskedMedia, _read_json(path))
+    except ValueError as error:
+      raise InputError(
+        f"{path}: is damaged: {error}; remove its directory and ask again"
+      ) from error
 
   def read(self) -> dict[str, StoredReply]:
     """The replies by id. A line that a kill has cut is left out: its question is asked again.

@@ -98,6 +98,7 @@ def make(
   published = [name for name in (metric.headline, *metric.further) if name in values]
   said = [replies[item.id] for item in items if item.id in replies and not replies[item.id].problem]
   beside = aggregation.beside_headline(metric, scored)
+  agreements = [] if judged is None else _agreements(judged, items, replies)
   changes, of_base = {}, None
   if base is not None:
     of_base = None if judge is None else judged_answers.grade(judge, items, base, **reads)
@@ -132,6 +133,8 @@ def make(
     base_not_judged={} if of_base is None else of_base.not_judged,
     by_rule=0 if judge is not None else _count_read_by_rule(protocol, items, replies),
     judge="" if judge is None or not _is_judged(protocol, items) else judge.name,
+    agreed=sum(agreements),
+    compared=len(agreements),
   )
 
 
@@ -144,6 +147,23 @@ def _compare(
   both = {each.id for each in before} & {each.id for each in after}
   sides = ([each for each in side if each.id in both] for side in (before, after))
   return statistics.compare(metric, *sides) if both else {}
+
+
+def _agreements(
+  judged: judged_answers.JudgedReplies,
+  items: Sequence[benchmark_item.Item],
+  replies: Mapping[str, reply_store.StoredReply],
+) -> list[bool]:
+  """Of each judged answer that our strict rule can read, whether both find the same."""
+  found = []
+  for item in filter(can_score, items):
+    verdict, stored = judged.answers.get(item.id), replies.get(item.id)
+    if verdict is None or verdict.parsed is None or stored is None:
+      continue
+    by_rule = answer_rules.score("strict", stored.reply, item)
+    if by_rule.parsed is not None:
+      found.append((verdict.score > 0.5) == (by_rule.score > 0.5))
+  return found
 
 
 def _is_read_by_judge(
@@ -206,10 +226,18 @@ def cells(rows: Sequence[scored_protocol.ScoredProtocol]) -> list[tuple[str, ...
         *(str(count) for count in (row.failed, row.unparsed, row.truncated)),
         "" if math.isnan(row.tokens) else f"{row.tokens:.0f}",
         row.shown,
-        row.judge or "none",
+        _judge(row),
       )
     )
   return lines
+
+
+def _judge(row: scored_protocol.ScoredProtocol) -> str:
+  """Who judged, and how often our rule says the same of what both can read."""
+  if not row.compared:
+    return row.judge or "none"
+  share = f"{100 * row.agreed / row.compared:.0f} % of {row.compared}"
+  return f"{row.judge} (agrees with our rule on {share})"
 
 
 def _name(row: scored_protocol.ScoredProtocol) -> str:
@@ -220,14 +248,23 @@ def _name(row: scored_protocol.ScoredProtocol) -> str:
 
 
 def further_values(rows: Iterable[scored_protocol.ScoredProtocol]) -> list[str]:
-  """A line for each published value beside the headline, with its interval and change."""
-  lines = []
+  """A line for each published value beside the headline, with its interval and change.
+
+  The last is the mean of the headlines, where there are several benchmarks, each of them once.
+  """
+  rows, lines = tuple(rows), []
   for row in rows:
     for name in row.further:
       line = f"{row.protocol} {row.split}: {name} {_with_interval(row.values[name])}"
       if name in row.changes:
         line += f", change {_change(row.changes[name])}"
       lines.append(line)
+  headlines = {protocols.get(row.protocol).benchmark: row.values[row.headline] for row in rows}
+  if 1 < len(headlines) == len(rows):
+    mean, error = statistics.mean_over_benchmarks(tuple(headlines.values()))
+    lines.append(
+      f"mean of {len(rows)} benchmarks: {_number(mean)} (standard error {_number(error)})"
+    )
   return lines
 
 
@@ -235,7 +272,7 @@ WIDTH = 140  # columns of a terminal, so that no number is cut
 
 
 def to_terminal(rows: Sequence[scored_protocol.ScoredProtocol]) -> rich_table.Table:
-  """The table for a terminal, without what was shown and who judged: those are in the files."""
+  """The table for a terminal. What was shown, and who judged, is a second line of each row."""
   table = rich_table.Table(
     title="benchmarks, with 95 % intervals", title_justify="left", box=rich_box.SIMPLE_HEAD
   )
@@ -246,9 +283,11 @@ def to_terminal(rows: Sequence[scored_protocol.ScoredProtocol]) -> rich_table.Ta
   for place in kept:
     name = HEAD[place]
     justify = "left" if name == "protocol" else "right"
-    table.add_column(name, justify=justify, no_wrap=True)
+    named = f"{name}\n  frames x pixels; judge" if name == "protocol" else name
+    table.add_column(named, justify=justify, no_wrap=True)
   for line in cells(rows):
     shown = {**dict(enumerate(line)), 1: f"{line[1]} ({line[2]})" if line[2] else line[1]}
+    shown[0] = f"{line[0]}\n  {line[-2] or 'nothing'}; {line[-1]}"
     table.add_row(*(shown[place] for place in kept))
   return table
 

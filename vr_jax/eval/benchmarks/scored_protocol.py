@@ -33,6 +33,8 @@ class ScoredProtocol:
   base_unreadable, base_not_judged: the same of the other policy's replies.
   by_rule: answers that the protocol has a judge read, and our rule read for want of one.
   judge: the model that scored; "" for rules alone.
+  agreed, compared: of `compared` answers that both the judge and our strict rule read, on how many
+    they agree whether it is right.
   """
 
   protocol: str
@@ -62,6 +64,8 @@ class ScoredProtocol:
   base_not_judged: Mapping[str, int] = dataclasses.field(default_factory=dict)
   by_rule: int = 0
   judge: str = ""
+  agreed: int = 0
+  compared: int = 0
 
   @property
   def is_partial(self) -> bool:
