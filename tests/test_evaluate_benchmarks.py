@@ -208,8 +208,12 @@ def test_a_missing_or_damaged_video_makes_the_score_partial_or_failed(run, sets,
   assert (row["questions"], row["failed"], len(row["missing"])) == (2, 1, 18 + 3 + 1)
   said = capsys.readouterr()
   assert "22 questions left out: video/" in said.out and " more missing" in said.out
-  replies = reply_store.ReplyStore(directory=tmp_path / "out" / "mvbench@official").read()
-  assert next(each.problem for each in replies.values() if each.problem).count("1.mp4") == 1
+  store = reply_store.ReplyStore(directory=tmp_path / "out" / "mvbench@official")
+  assert [each.problem.count("1.mp4") for each in store.read().values() if each.problem] == [1]
+  videos.write(folder / "1.mp4", frames=40, size=64)  # and again, with a whole copy of the video
+  assert _eval(*words, f"--benchmark_data={broken.parent}", f"--out={tmp_path / 'out'}") == 0
+  (row,) = json.loads((tmp_path / "out" / "table.json").read_text())
+  assert (row["questions"], row["failed"], len(row["missing"])) == (2, 0, 22)
 
 
 def test_replies_are_scored_from_annotations_alone_and_videos_may_be_deleted(

@@ -296,7 +296,9 @@ def _play(
     missing=questions.missing,
     count_differences=questions.count_differences,
   )
-  processes.first_alone("benchmark", lambda: store.begin(about, media))
+  known = {each.id for each in store.read().values() if not each.problem}
+  answered = _files(root, protocol, [item for item in questions.items if item.id in known])
+  processes.first_alone("benchmark", lambda: store.begin(about, media, answered=answered.keys()))
   asker = asked_items.ItemAsker(
     context=played,
     protocol=protocol,

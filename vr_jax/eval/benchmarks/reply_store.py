@@ -8,7 +8,7 @@ A run that was killed goes on where it was, in any number of processes. Scores a
 these files and need no model.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import json
@@ -65,12 +65,19 @@ class ReplyStore:
 
   directory: Path
 
-  def begin(self, about: Mapping[str, Any], media: AskedMedia | None = None) -> None:
+  def begin(
+    self,
+    about: Mapping[str, Any],
+    media: AskedMedia | None = None,
+    *,
+    answered: Collection[str] = (),
+  ) -> None:
     """Starts the store, or goes on with it. Only one process may call this.
 
     about: what replies depend on, as JSON. Paths in buckets are the same on hosts that mount these
       elsewhere.
-    media: files that have been asked about before must be the same ones; they may be gone.
+    media: the files that will be asked about.
+    answered: of these, those that there are replies about; they must be the files of then.
 
     Raises InputError if the directory has replies of something else; names the first difference.
     """
@@ -78,8 +85,8 @@ class ReplyStore:
     media = media or AskedMedia()
     path = self.directory / "media.json"
     known = self.media().files if path.is_file() else {}
-    for name in sorted(known.keys() & media.files.keys()):
-      if tuple(known[name]) != tuple(media.files[name]):
+    for name in sorted(known.keys() & media.files.keys() & {*answered}):
+      if known[name] != media.files[name]:
         raise InputError(
           f"{self.directory}: has replies about another {name} (it was changed since); bring the "
           "file back, or choose another --out"
@@ -110,13 +117,16 @@ class ReplyStore:
 
   def media(self) -> AskedMedia:
     """The files that were asked about. Raises InputError if there are no replies."""
+    self.about()
     path = self.directory / "media.json"
     try:
-      return plain_json.build(AskedMedia, _read_json(path))
+      found = plain_json.build(AskedMedia, _read_json(path))
     except ValueError as error:
       raise InputError(
         f"{path}: is damaged: {error}; remove its directory and ask again"
       ) from error
+    files = {name: (size, time) for name, (size, time) in found.files.items()}
+    return dataclasses.replace(found, files=files)
 
   def read(self) -> dict[str, StoredReply]:
     """The replies by id. A line that a kill has cut is left out: its question is asked again.

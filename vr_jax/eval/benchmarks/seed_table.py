@@ -97,8 +97,14 @@ def _read_table(directory: Path) -> Mapping[str, statistics.MetricInterval]:
 
 def _headline(row: Mapping[str, Any]) -> statistics.MetricInterval:
   value = row["values"][row["headline"]]
-  known = {name: math.nan if each is None else each for name, each in value.items()}
-  return plain_json.build(statistics.MetricInterval, known)
+  number = {name: math.nan if each is None else float(each) for name, each in value.items()}
+  return statistics.MetricInterval(
+    value=number["value"],
+    low=number["low"],
+    high=number["high"],
+    standard_error=number["standard_error"],
+    clusters=int(number["clusters"]),
+  )
 
 
 def _check(
