@@ -282,12 +282,15 @@ def to_terminal(rows: Sequence[scored_protocol.ScoredProtocol]) -> rich_table.Ta
   kept = [place for place, name in enumerate(HEAD) if name not in left_out]
   for place in kept:
     name = HEAD[place]
-    justify = "left" if name == "protocol" else "right"
-    named = f"{name}\n  frames x pixels; judge" if name == "protocol" else name
-    table.add_column(named, justify=justify, no_wrap=True)
+    is_first = name == "protocol"
+    table.add_column(
+      f"{name}\nframes x pixels; judge" if is_first else name,
+      justify="left" if is_first else "right",
+      no_wrap=not is_first,
+    )
   for line in cells(rows):
     shown = {**dict(enumerate(line)), 1: f"{line[1]} ({line[2]})" if line[2] else line[1]}
-    shown[0] = f"{line[0]}\n  {line[-2] or 'nothing'}; {line[-1]}"
+    shown[0] = f"{line[0]}\n{line[-2] or 'nothing'}; {line[-1]}"
     table.add_row(*(shown[place] for place in kept))
   return table
 
