@@ -33,7 +33,7 @@ import numpy as np
 from benchmarks import measure, workload
 from vr_jax import config_fields, records
 from vr_jax.models import layout as layout_lib
-from vr_jax.rollout import refill_sampler, sampler
+from vr_jax.rollout import refill_queue, refill_sampler, sampler
 
 BATCHES, PROMPTS, GROUP, BUDGET, SEED = 50, 16, 8, 1024, 5
 SLOTS = (32, 64)
@@ -74,8 +74,8 @@ def waves(lengths: np.ndarray, slots: int) -> dict[int, float]:
 def refill(lengths: np.ndarray, slots: int, longest: int = BUDGET) -> dict[int, float]:
   """Steps with `slots` slots, by the admissions of `refill_sampler` on one device."""
   prompts, group = lengths.shape
-  places = refill_sampler.RefillLayout.choose(layout_lib.OneDevice(), prompts, group, slots)
-  queue, steps = refill_sampler.BlockQueue(0, places, group), 0
+  places = refill_queue.RefillLayout.choose(layout_lib.OneDevice(), prompts, group, slots)
+  queue, steps = refill_queue.BlockQueue(0, places, [np.zeros((prompts, group), bool)]), 0
   running: list[Any] = []  # replies, with the tokens that they still get
   while True:
     while True:
@@ -83,11 +83,11 @@ def refill(lengths: np.ndarray, slots: int, longest: int = BUDGET) -> dict[int, 
         reply = queue.admit()
         running.append((reply, int(lengths[reply.row, reply.group_index])))
       has_free_slot = len(running) < places.slots
-      if not queue.load(needed=has_free_slot and bool(queue.waiting)):
+      if not queue.load(needed=has_free_slot and bool(queue.waiting))[1]:
         break
     if not running:
       return {places.slots: steps}
-    stop = refill_sampler.stop_at_unfinished(places.slots, len(running)) if queue.waiting else 0
+    stop = refill_queue.stop_at_unfinished(places.slots, len(running)) if queue.waiting else 0
     left = sorted((left for _, left in running), reverse=True)
     done = min(left[stop], refill_sampler.CHUNK, longest)
     steps += done

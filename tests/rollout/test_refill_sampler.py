@@ -9,7 +9,7 @@ from tests.rollout import bigram, chat
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import refill_sampler, sampler
+from vr_jax.rollout import refill_queue, refill_sampler, sampler
 
 PROMPTS = 5
 TOLERANCE = 1e-4  # of log-probs: attention adds up in another order
@@ -128,14 +128,15 @@ def test_replies_in_fewer_slots_cost_fewer_tokens():
 
 
 def test_prompts_beyond_the_prompt_slots_are_loaded_once_a_group_has_ended():
-  places = refill_sampler.RefillLayout.choose(layout_lib.OneDevice(), 9, 4, 8)
+  places = refill_queue.RefillLayout.choose(layout_lib.OneDevice(), 9, 4, 8)
   assert (places.slots, places.prefill, places.prompt_slots) == (8, 2, 4)
-  block = refill_sampler.BlockQueue(0, places, 4)
-  assert [block.load(needed=False) for _ in range(3)] == [[(0, 0), (1, 1)], [(2, 2), (3, 3)], []]
+  block = refill_queue.BlockQueue(0, places, [np.zeros((9, 4), bool)])
+  loads = [block.load(needed=False) for _ in range(3)]
+  assert loads == [(0, [(0, 0), (1, 1)]), (0, [(2, 2), (3, 3)]), (0, [])]
   replies = [block.admit() for _ in range(16)]
   assert not block.is_next_resident()
-  assert block.load(needed=True) == []
+  assert block.load(needed=True) == (0, [])
   for reply in replies[4:8]:
     block.end(reply)
-  assert block.load(needed=True) == [(4, 1)]
+  assert block.load(needed=True) == (0, [(4, 1)])
   assert block.is_next_resident()

@@ -15,7 +15,7 @@ from vr_jax.data import ingest_trial
 from vr_jax.models.common import flops
 from vr_jax.parallel import accelerators
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import refill_sampler
+from vr_jax.rollout import refill_queue
 from vr_jax.train import (
   data_stage,
   dry_run,
@@ -373,7 +373,7 @@ def test_fewer_slots_take_less_memory_for_keys_and_values(data, context):
   assert whole.sampling == token * 8 * (prompt + 64 * 64)
   assert few.sampling == token * (2 * prompt + 64 * 64)  # two groups' prompts are kept
   # The arrays of the sampler itself.
-  places = refill_sampler.RefillLayout.choose(mesh_lib.MeshLayout(context.mesh), 8, 64, 64)
+  places = refill_queue.RefillLayout.choose(mesh_lib.MeshLayout(context.mesh), 8, 64, 64)
   assert (places.prompt_slots, places.slots) == (2, 64)
   same = _memory(data, **fields, rl__decode_slots=10_000)
   assert same.sampling == whole.sampling

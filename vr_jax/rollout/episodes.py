@@ -11,6 +11,7 @@ import numpy as np
 from vr_jax import records
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import written_replies
 
 ReplyTokens = tuple[tuple[int, ...], ...]
 EncodedObservation = prompts_lib.EncodedPrompt
@@ -170,6 +171,7 @@ class EpisodeRollout:
   shown: observations of each episode of this process's rows, [prompts][group].
   frames: frames of one episode in the episode_inputs, padding included.
   idle_seconds: time in which the devices waited for observations.
+  begun: replies of the next batch, where sampling began them.
   """
 
   rollout: records.Rollout
@@ -177,6 +179,7 @@ class EpisodeRollout:
   shown: Sequence[Sequence[Sequence[EncodedObservation]]] = ()
   frames: int = 0
   idle_seconds: float = 0.0
+  begun: written_replies.WrittenReplies | None = None
 
   @property
   def replies(self) -> list[list[ReplyTokens]]:

@@ -23,7 +23,14 @@ from vr_jax import optional_sections, records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import encoder, episodes, multi_turn_sampler, refill_sampler, sampler
+from vr_jax.rollout import (
+  encoder,
+  episodes,
+  multi_turn_sampler,
+  refill_sampler,
+  sampler,
+  written_replies,
+)
 
 
 def make_schedule(
@@ -72,6 +79,8 @@ def play(
   decoding: sampler.Decoding,
   schedule: episodes.Schedule,
   threads: int,
+  begun: written_replies.WrittenReplies | None = None,
+  following: refill_sampler.NextBatch | None = None,
 ) -> episodes.EpisodeRollout:
   """Samples `decoding.group` episodes to each prompt.
 
@@ -79,16 +88,22 @@ def play(
   allowed_tokens: tokens that may be sampled.
   dialogue: encodes the observations that follow replies.
   threads: number of threads on which the dialogue does that.
+  begun, following: of `refill_sampler.sample`, which episodes of one turn in slots alone know.
 
   Raises InputError as `multi_turn_sampler.play` does.
   """
   if schedule.turns == 1:
     refills = 0 < decoding.slots < len(prompt.tokens) * decoding.group
     refills &= not decoding.presence_penalty
-    one_turn = refill_sampler if refills else sampler
-    rollout, computed = one_turn.sample_counting(
-      graphdef, params, prompt, allowed_tokens, key, decoding=decoding
-    )
+    arguments = graphdef, params, prompt, allowed_tokens, key
+    if refills:
+      sampled = refill_sampler.sample(
+        *arguments, decoding=decoding, begun=begun, following=following
+      )
+      return episodes.EpisodeRollout(
+        rollout=sampled.rollout, computed_tokens=sampled.computed_tokens, begun=sampled.begun
+      )
+    rollout, computed = sampler.sample_counting(*arguments, decoding=decoding)
     return episodes.EpisodeRollout(rollout=rollout, computed_tokens=computed)
   prompt = encoder.encode(graphdef, params, prompt)
   with futures.ThreadPoolExecutor(max(1, threads)) as pool:

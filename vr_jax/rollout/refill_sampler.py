@@ -8,14 +8,16 @@ chunk of steps for a fixed number of slots. Replies are admitted between two chu
 Device memory: `decoding.slots` caches of `max_new_tokens`, instead of one for each reply, and keys
 of `prompt_slots` prompts, instead of all. A prompt keeps its slot until all its replies have ended.
 While all prompt slots are taken, free slots stay empty.
+
+At the end of a batch slots are free for the next one (`sample`). Its replies are cut once the batch
+has ended; their tokens and log-probs are kept on the host, and go on from there after the update.
 """
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 import jax
@@ -28,123 +30,53 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import sampler, turn_decode
+from vr_jax.rollout import refill_queue, sampler, turn_decode, written_replies
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 CHUNK = 32  # most steps between two admissions
-_WAVES = 2  # the prompt slots hold the groups of all slots so many times
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RefillLayout:
-  """Slots of a step's replies. A block is a share of the prompts, as in `SlotLayout`.
+class NextBatch:
+  """The batch whose replies begin in the slots that the end of a step leaves free.
 
-  slots: slots of one device.
-  prompt_slots: prompts of a block whose keys are kept.
-  prefill: prompts of a block that are prefilled together.
+  prompt: makes its prompts, of the same shapes as this batch's; called when the first one begins.
+  key: of its own step.
   """
 
-  devices: int
-  blocks: int
-  prompts: int
-  slots: int
-  prompt_slots: int
-  prefill: int
-
-  @property
-  def block_slots(self) -> int:
-    """Slots of the devices that share a block."""
-    return self.devices // self.blocks * self.slots
-
-  @classmethod
-  def choose(
-    cls, layout: layout_lib.Layout, prompts: int, group: int, slots: int
-  ) -> "RefillLayout":
-    """The layout of `group` replies to each of `prompts` prompts in about `slots` slots.
-
-    layout: that of training, which prefills prompts.
-    """
-    places = slot_layout_lib.SlotLayout.for_groups(layout.decoding, prompts, group)
-    devices, blocks = places.devices, places.blocks
-    per_device = min(-(-slots // devices), places.slots)
-    groups = math.ceil(devices // blocks * per_device / group)
-
-    def is_split_alike(count: int) -> bool:
-      return layout.decoding.shards(("prompts",), (blocks * count,))[0] == blocks
-
-    def prefilling_devices(count: int) -> int:
-      return layout.shards(("prompts",), (blocks * count,))[0]
-
-    of_block = prompts // blocks
-    most = range(1, min(groups, of_block) + 1)
-    prefill = max(filter(is_split_alike, most), key=lambda n: (prefilling_devices(n), n))
-    wanted = min(_WAVES * groups, of_block)
-    prompt_slots = min(n for n in range(wanted, of_block + 1) if is_split_alike(n))
-    return cls(
-      devices=devices,
-      blocks=blocks,
-      prompts=of_block,
-      slots=per_device,
-      prompt_slots=prompt_slots,
-      prefill=prefill,
-    )
+  prompt: Callable[[], records.Prompt]
+  key: Key[Array, ""]
 
 
-@dataclasses.dataclass(kw_only=True, eq=False)
-class _Reply:
-  """A reply in a slot. row: index of its prompt in the batch; the others count in its block."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+  """The replies to a batch, and what sampling cost.
 
-  block: int
-  row: int
-  prompt_slot: int
-  group_index: int
-  written: int = 0
+  computed_tokens: with those of ended replies and of empty slots.
+  begun: replies of the next batch; None without one.
+  """
+
+  rollout: records.Rollout
+  computed_tokens: int
+  begun: written_replies.WrittenReplies | None = None
 
 
-class BlockQueue:
-  """What the host knows of a block: which prompts have keys, and which replies wait."""
+@dataclasses.dataclass(kw_only=True)
+class _Batch:
+  """A batch in sampling. written: its replies, which grow."""
 
-  def __init__(self, block: int, places: RefillLayout, group: int):
-    self.block, self._places, self._group = block, places, group
-    self.waiting = deque((p, g) for p in range(places.prompts) for g in range(group))
-    self._free = deque(range(places.prompt_slots))
-    self._resident: dict[int, int] = {}
-    self._loaded = 0  # prompts are loaded in order
-    self._unfinished = [group] * places.prompts
+  make_prompt: Callable[[], records.Prompt]
+  written: written_replies.WrittenReplies
+  layout: layout_lib.Layout
 
-  def load(self, *, needed: bool) -> list[tuple[int, int]]:
-    """Prompts to prefill next, with their slots: as many as fit one pass, or none.
+  @functools.cached_property
+  def prompt(self) -> records.Prompt:
+    return self.make_prompt()
 
-    needed: whether to start a pass that is not full.
-    """
-    count = min(self._places.prefill, self._places.prompts - self._loaded)
-    if len(self._free) < count and not needed:
-      return []
-    new = [(self._loaded + i, self._free.popleft()) for i in range(min(count, len(self._free)))]
-    self._loaded += len(new)
-    self._resident.update(new)
-    return new
-
-  def is_next_resident(self) -> bool:
-    """Whether the prompt of the next waiting reply has keys."""
-    return bool(self.waiting) and self.waiting[0][0] in self._resident
-
-  def admit(self) -> _Reply:
-    """Takes the next waiting reply, whose prompt has keys."""
-    prompt, group_index = self.waiting.popleft()
-    return _Reply(
-      block=self.block,
-      row=self.block * self._places.prompts + prompt,
-      prompt_slot=self._resident[prompt],
-      group_index=group_index,
-    )
-
-  def end(self, reply: _Reply) -> None:
-    """Frees the prompt slot of a group whose last reply has ended."""
-    prompt = reply.row - self.block * self._places.prompts
-    self._unfinished[prompt] -= 1
-    if not self._unfinished[prompt]:
-      self._free.append(self._resident.pop(prompt))
+  @functools.cached_property
+  def next_position(self) -> Int[np.ndarray, "prompts"]:
+    whole = turn_decode.replicate(self.layout, jnp.asarray(self.prompt.next_position))
+    return jax.device_get(whole)
 
 
 def sample_counting(
@@ -161,38 +93,64 @@ def sample_counting(
   Attention adds up in another order, so that log-probs differ by rounding. Also returns how many
   tokens were computed, with those of ended replies and of empty slots.
   """
+  sampled = sample(graphdef, params, prompt, allowed_tokens, key, decoding=decoding)
+  return sampled.rollout, sampled.computed_tokens
+
+
+def sample(
+  graphdef: nnx.GraphDef,
+  params: PyTree,
+  prompt: records.Prompt,
+  allowed_tokens: Bool[Array, "vocab"],
+  key: Key[Array, ""],
+  *,
+  decoding: sampler.Decoding,
+  begun: written_replies.WrittenReplies | None = None,
+  following: NextBatch | None = None,
+) -> Sampled:
+  """Draws the replies to a batch, and begins those to the next one while slots are free.
+
+  begun: replies that have tokens already, of other parameters maybe; they get the rest. Their keys
+    and values are computed anew.
+  following: the next batch; None: slots stay empty once no reply waits.
+  """
   training_layout = nnx.merge(graphdef, params).layout
   layout = training_layout.decoding
   prompts, group, time = len(prompt.tokens), decoding.group, decoding.max_new_tokens
-  places = RefillLayout.choose(training_layout, prompts, group, decoding.slots)
+  places = refill_queue.RefillLayout.choose(training_layout, prompts, group, decoding.slots)
   chunk = min(CHUNK, time)
-  next_position = jax.device_get(turn_decode.replicate(layout, jnp.asarray(prompt.next_position)))
-  tokens = np.zeros((prompts, group, time), np.int32)
-  log_probs, lengths = np.zeros(tokens.shape, np.float32), np.zeros((prompts, group), np.int32)
-  blocks = [BlockQueue(block, places, group) for block in range(places.blocks)]
-  running: list[_Reply | None] = [None] * (places.devices * places.slots)
+  nothing = functools.partial(written_replies.WrittenReplies.none, prompts, group, time)
+  batches = [_Batch(make_prompt=lambda: prompt, written=begun.copy() if begun else nothing(), layout=layout)]
+  keys = jnp.stack([key, key if following is None else following.key])
+  if following is not None:
+    batches.append(_Batch(make_prompt=following.prompt, written=nothing(), layout=layout))
+  ended = [batch.written.ended for batch in batches]
+  blocks = [refill_queue.BlockQueue(block, places, ended) for block in range(places.blocks)]
+  running: list[refill_queue.SlotReply | None] = [None] * (places.devices * places.slots)
+  window = decoding.repetition_stop.window
   prefix, state = _open_slots(
-    graphdef,
-    params,
-    prompt,
-    places=places,
-    slots=len(running),
-    length=time,
-    window=decoding.repetition_stop.window,
+    graphdef, params, prompt, places=places, slots=len(running), length=time, window=window
   )
   # Prefilling reads the parameters as training has them, as in `sampler.sample`.
   decode_params = sampler.decoding_params(graphdef, params, int8_weights=decoding.int8_weights)
   computed = 0
-  while True:
-    prefix, state = _fill_slots(
-      graphdef, params, prompt, prefix, state, blocks, running, places=places
+  while not all(block.is_done for block in blocks):
+    is_new = np.zeros(len(running), bool)
+    prefix = _fill_slots(
+      graphdef, params, batches, prefix, blocks, running, is_new, places=places
     )
-    slots = _chunk_slots(running, places, next_position, time)
+    if is_new.any():
+      prompt_slot = np.array([0 if reply is None else reply.prompt_slot for reply in running])
+      state = _begin_replies(graphdef, params, prefix, state, is_new, prompt_slot.astype(np.int32))
+    slots = _chunk_slots(running, places, batches, time)
+    resumed = is_new & (slots.step > 0)
+    if resumed.any():
+      added = _written_tokens(running, resumed, batches, slots, places.slots)
+      computed += added[0].tokens.size
+      state = turn_decode.append_replies(graphdef, decode_params, prefix, state, *added)
     active = (slots.left > 0).reshape(places.devices, -1).sum(axis=1).max()
-    if not active:
-      break
     waiting = any(block.waiting for block in blocks)
-    stop = stop_at_unfinished(places.slots, int(active)) if waiting else 0
+    stop = refill_queue.stop_at_unfinished(places.slots, int(active)) if waiting else 0
     state, decoded = turn_decode.decode(
       graphdef,
       decode_params,
@@ -200,35 +158,34 @@ def sample_counting(
       state,
       slots,
       allowed_tokens,
-      key,
+      keys,
       jnp.int32(stop),
       decoding=decoding,
       chunk=chunk,
     )
-    new, new_log_probs, counts, ended = jax.device_get(
+    new, log_probs, counts, has_ended = jax.device_get(
       (decoded.tokens, decoded.log_probs, decoded.counts, decoded.ended)
     )
-    computed += len(running) * _count_steps(layout, counts, ended, chunk)
+    computed += len(running) * _count_steps(layout, counts, has_ended, chunk)
     for slot, reply in enumerate(running):
       if reply is None:
         continue
-      place = reply.row, reply.group_index
-      span = slice(reply.written, reply.written + counts[slot])
-      tokens[place][span] = new[slot, : counts[slot]]
-      log_probs[place][span] = new_log_probs[slot, : counts[slot]]
-      reply.written = lengths[place] = span.stop
-      if ended[slot]:
+      batches[reply.batch].written.add(
+        reply.row,
+        reply.group_index,
+        new[slot, : counts[slot]],
+        log_probs[slot, : counts[slot]],
+        ended=bool(has_ended[slot]),
+      )
+      if has_ended[slot]:
         blocks[reply.block].end(reply)
         running[slot] = None
-  return _rollout(training_layout, tokens, log_probs, lengths), computed
-
-
-def stop_at_unfinished(slots: int, active: int) -> int:
-  """Unfinished replies of a device at which a chunk stops for waiting ones, with some slots active.
-
-  An eighth of the slots is to be free, since each stop costs about as much as a few steps.
-  """
-  return min(slots - max(1, slots // 8), active - 1)
+  written = batches[0].written
+  return Sampled(
+    rollout=_rollout(training_layout, written.tokens, written.log_probs, written.lengths),
+    computed_tokens=computed,
+    begun=batches[1].written if following is not None else None,
+  )
 
 
 def _count_steps(
@@ -247,57 +204,57 @@ def _count_steps(
 def _fill_slots(
   graphdef: nnx.GraphDef,
   params: PyTree,
-  prompt: records.Prompt,
+  batches: Sequence[_Batch],
   prefix: interface.Prefix,
-  state: turn_decode.EpisodeDecodeState,
-  blocks: list[BlockQueue],
-  running: list[_Reply | None],
+  blocks: Sequence[refill_queue.BlockQueue],
+  running: list[refill_queue.SlotReply | None],
+  is_new: Bool[np.ndarray, "slots"],
   *,
-  places: RefillLayout,
-) -> tuple[interface.Prefix, turn_decode.EpisodeDecodeState]:
-  """Prefills prompts and puts waiting replies into empty slots of `running`, which is changed."""
-  is_new = np.zeros(len(running), bool)
+  places: refill_queue.RefillLayout,
+) -> interface.Prefix:
+  """Prefills prompts, and puts waiting replies into empty slots of `running`, noted in `is_new`."""
   while True:
     for slot, reply in enumerate(running):
       block = blocks[slot // places.block_slots]
       if reply is None and block.is_next_resident():
         running[slot], is_new[slot] = block.admit(), True
     begins = [i * places.block_slots for i in range(places.blocks)]
-    loads = []
-    for block, begin in zip(blocks, begins, strict=True):
+    # One pass has prompts of one batch; into out of range is dropped.
+    index = np.zeros((len(batches), places.blocks, places.prefill), np.int32)
+    into = np.full_like(index, places.prompt_slots)
+    for number, (block, begin) in enumerate(zip(blocks, begins, strict=True)):
       has_free_slot = None in running[begin : begin + places.block_slots]
       needed = has_free_slot and bool(block.waiting) and not block.is_next_resident()
-      loads.append(block.load(needed=needed))
-    if not any(loads):
-      break
-    index = np.zeros((places.blocks, places.prefill), np.int32)
-    into = np.full_like(index, places.prompt_slots)  # out of range: dropped
-    for row, load in enumerate(loads):
-      for column, (source, target) in enumerate(load):
-        index[row, column], into[row, column] = source, target
-    prefix = _load_prompts(graphdef, params, prompt, prefix, index.reshape(-1), into.reshape(-1))
-  if is_new.any():
-    prompt_slot = np.array([0 if reply is None else reply.prompt_slot for reply in running])
-    state = _begin_replies(graphdef, params, prefix, state, is_new, prompt_slot.astype(np.int32))
-  return prefix, state
+      batch, load = block.load(needed=needed)
+      for column, (row, target) in enumerate(load):
+        index[batch, number, column] = row - number * places.prompts
+        into[batch, number, column] = target
+    is_loaded = (into < places.prompt_slots).any(axis=(1, 2))
+    if not is_loaded.any():
+      return prefix
+    for number in np.flatnonzero(is_loaded):
+      at = index[number].reshape(-1), into[number].reshape(-1)
+      prefix = _load_prompts(graphdef, params, batches[number].prompt, prefix, *at)
 
 
 def _chunk_slots(
-  running: list[_Reply | None],
-  places: RefillLayout,
-  next_position: Int[np.ndarray, "prompts"],
+  running: Sequence[refill_queue.SlotReply | None],
+  places: refill_queue.RefillLayout,
+  batches: Sequence[_Batch],
   time: int,
 ) -> turn_decode.ChunkSlots:
   """The replies in the slots, as decoding takes them."""
   cache_slot = np.tile(np.arange(places.slots, dtype=np.int32), places.devices)
   prompt_slot = np.full(len(running), places.prompt_slots, np.int32)
-  written, row, group_index, left, position = np.zeros((5, len(running)), np.int32)
+  written, row, group_index, left, position, number = np.zeros((6, len(running)), np.int32)
   for slot, reply in enumerate(running):
     if reply is not None:
-      prompt_slot[slot], written[slot] = reply.prompt_slot, reply.written
+      batch, number[slot] = batches[reply.batch], reply.batch
       row[slot], group_index[slot] = reply.row, reply.group_index
-      left[slot] = time - reply.written
-      position[slot] = next_position[reply.row] + reply.written
+      prompt_slot[slot] = reply.prompt_slot
+      written[slot] = batch.written.lengths[reply.row, reply.group_index]
+      left[slot] = time - written[slot]
+      position[slot] = batch.next_position[reply.row] + written[slot]
   return turn_decode.ChunkSlots(
     rows=slots_lib.CacheRows(
       cache_slot=cache_slot, prompt_slot=prompt_slot, written=written, position=position
@@ -306,7 +263,47 @@ def _chunk_slots(
     group_index=group_index,
     step=written,
     left=left,
+    batch=number,
   )
+
+
+def _written_tokens(
+  running: Sequence[refill_queue.SlotReply | None],
+  resumed: Bool[np.ndarray, "slots"],
+  batches: Sequence[_Batch],
+  slots: turn_decode.ChunkSlots,
+  no_slot: int,
+) -> tuple[records.Prompt, slots_lib.CacheRows]:
+  """The tokens of the replies that go on, as `turn_decode.append_replies` takes them.
+
+  no_slot: the cache slot of the others. Few lengths occur, since each is compiled once.
+  """
+  lengths = np.where(resumed, slots.step, 0)
+  most = batches[0].written.tokens.shape[-1]
+  length = min(most, CHUNK * 2 ** math.ceil(math.log2(max(1, lengths.max() / CHUNK))))
+  tokens = np.zeros((len(running), length), np.int32)
+  for slot in np.flatnonzero(resumed):
+    reply = cast(refill_queue.SlotReply, running[slot])
+    whole = batches[reply.batch].written.tokens[reply.row, reply.group_index]
+    tokens[slot, : lengths[slot]] = whole[: lengths[slot]]
+  steps = np.arange(length, dtype=np.int32)
+  kind = np.where(steps < lengths[:, None], records.Kind.TEXT, records.Kind.PAD)
+  axes = batches[0].prompt.positions.shape[-1]
+  written = records.Prompt(
+    tokens=tokens,
+    kind=kind.astype(np.int32),
+    positions=np.broadcast_to(steps[:, None], (*tokens.shape, axes)),
+    next_position=lengths.astype(np.int32),
+    media_index=np.full_like(tokens, -1),
+    vision=None,
+  )
+  rows = dataclasses.replace(
+    slots.rows,
+    cache_slot=np.where(resumed, slots.rows.cache_slot, no_slot).astype(np.int32),
+    written=np.zeros_like(slots.rows.written),
+    position=(slots.rows.position - slots.rows.written).astype(np.int32),
+  )
+  return written, rows
 
 
 def _take_prompts(
@@ -332,7 +329,7 @@ def _open_slots(
   params: PyTree,
   prompt: records.Prompt,
   *,
-  places: RefillLayout,
+  places: refill_queue.RefillLayout,
   slots: int,
   length: int,
   window: int,

@@ -400,14 +400,14 @@ def _in_order(
 
 
 def reply_keys(
-  key: Key[Array, ""], prompt: Int[Array, "slots"], group_index: Int[Array, "slots"]
+  key: Key[Array, "*slots"], prompt: Int[Array, "slots"], group_index: Int[Array, "slots"]
 ) -> Key[Array, "slots"]:
   """A key for each reply, folded from the index of its prompt, then from its index in the group."""
 
-  def fold_in_reply(prompt: Array, group_index: Array) -> Array:
+  def fold_in_reply(key: Array, prompt: Array, group_index: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, prompt), group_index)
 
-  return jax.vmap(fold_in_reply)(prompt, group_index)
+  return jax.vmap(fold_in_reply, in_axes=(0 if key.ndim else None, 0, 0))(key, prompt, group_index)
 
 
 def sample_token(

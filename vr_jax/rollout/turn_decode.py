@@ -57,6 +57,7 @@ class ChunkSlots:
   group_index: index of the reply in its group.
   step: number of the next token, counted over all turns.
   left: tokens that the reply may still get; 0 for an empty slot.
+  batch: whose key the reply has, where `decode` gets several; None: it gets one.
   """
 
   rows: slots_lib.CacheRows
@@ -64,6 +65,7 @@ class ChunkSlots:
   group_index: Int[Array | np.ndarray, "slots"]
   step: Int[Array | np.ndarray, "slots"]
   left: Int[Array | np.ndarray, "slots"]
+  batch: Int[Array | np.ndarray, "slots"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +141,7 @@ def decode(
   state: EpisodeDecodeState,
   slots: ChunkSlots,
   allowed_tokens: Bool[Array, "vocab"],
-  key: Key[Array, ""],
+  key: Key[Array, "*batches"],
   stop_at_unfinished: Int[Array, ""],
   row_settings: row_sampling.RowSampling | None = None,
   *,
@@ -152,7 +154,7 @@ def decode(
   over all devices.
 
   slots: if there are as many as cache slots, slot i has to hold the reply of cache slot i.
-  key: is folded by prompt, reply and step, as in `sampler.sample`.
+  key: is folded by prompt, reply and step, as in `sampler.sample`; one, or that of each batch.
   row_settings: seed, temperature, top-p, top-k and min-p of each slot; they replace `key` and
     those of `decoding`.
 
@@ -172,6 +174,8 @@ def decode(
     forgets=None if rows.visible_from is None else cast(Array, rows.visible_from) > 0,
     kept=rows.kept,
   )
+  if slots.batch is not None:
+    key = key[cast(Array, slots.batch)]
   keys = sampler.reply_keys(key, cast(Array, slots.row), cast(Array, slots.group_index))
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
   past = state.cache if whole else state.cache.select_slots(layout, cache_slot)
@@ -280,6 +284,42 @@ def append_observations(
     hidden=_write_cache_slots(layout, state.hidden, cache_slot, hidden),
     cache=cache,
     media=jax.tree.map(write, state.media, media),
+  )
+
+
+@same_programs.compared
+@functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
+def append_replies(
+  graphdef: nnx.GraphDef,
+  params: PyTree,
+  prefix: interface.Prefix,
+  state: EpisodeDecodeState,
+  written: records.Prompt,
+  rows: slots_lib.CacheRows,
+) -> EpisodeDecodeState:
+  """Reads what replies have written already, as if it had been decoded here.
+
+  written: their tokens, one reply a cache slot; positions count from 0.
+  rows: their cache slots, out of range for a reply that is left out.
+  """
+  model = nnx.merge(graphdef, params)
+  layout = model.layout.decoding
+  place = functools.partial(layout.place, axes=("slots",))
+  rows = jax.tree.map(lambda x: place(jnp.asarray(x)), rows)
+  cache_slot, start = cast(Array, rows.cache_slot), cast(Array, rows.written)
+  lengths, no_media = place(jnp.asarray(written.next_position)), model.init_media_features
+  media = no_media(len(cache_slot), 0, 0)
+  hidden, new = model.prefill_observation(prefix, state.cache, written, media, rows)
+  last_tokens = state.last_tokens
+  if last_tokens is not None:
+    places = lengths[:, None] + jnp.arange(-last_tokens.shape[1], 0)
+    newest = jnp.take_along_axis(jnp.asarray(written.tokens), jnp.maximum(places, 0), axis=1)
+    last_tokens = _write_cache_slots(layout, last_tokens, cache_slot, newest)
+  return dataclasses.replace(
+    state,
+    hidden=_write_cache_slots(layout, state.hidden, cache_slot, hidden),
+    cache=state.cache.write_rows(layout, new, cache_slot, start, lengths),
+    last_tokens=last_tokens,
   )
 
 

@@ -14,7 +14,7 @@ import ml_collections
 from vr_jax.envs import registry
 from vr_jax.models.common import flops, rematerialisation, weight_mapping
 from vr_jax.parallel import accelerators
-from vr_jax.rollout import refill_sampler
+from vr_jax.rollout import refill_queue
 from vr_jax.train import learner_state, model_setup, step_shapes
 from vr_jax.train import train_state as train_state_lib
 
@@ -171,7 +171,7 @@ def _cache_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) ->
   text, slots = net.model.text_sizes, net.config.rl.decode_slots
   prompts, replies = shapes.prompts, shapes.prompts * shapes.group
   if slots:
-    places = refill_sampler.RefillLayout.choose(net.layout, prompts, shapes.group, slots)
+    places = refill_queue.RefillLayout.choose(net.layout, prompts, shapes.group, slots)
     prompts, replies = places.blocks * places.prompt_slots, places.devices * places.slots
   tokens = prompts * shapes.prefix + replies * shapes.time
   itemsize = jnp.dtype(net.model.dtype).itemsize
