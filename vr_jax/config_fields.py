@@ -192,6 +192,11 @@ class RlSection(LoopSection):
     "(DAPO); 0: none.",
     "[0, inf)",
   )
+  carry_over: bool = field(
+    False,
+    "Whether slots that are free at the end of a step's sampling begin the next step's replies, "
+    "which go on after the update. Needs rl.decode_slots. Their first tokens are one update stale.",
+  )
   num_shuffled_generations: int = field(
     0,
     "Further replies to each prompt, with its frames in random order, for the reward of temporal "

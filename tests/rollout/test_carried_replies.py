@@ -2,14 +2,23 @@
 
 import json
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.rollout import chat
+from tests.rollout import bigram, chat
 from vr_jax import records
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import refill_sampler, repetition, sampler, written_replies
+from vr_jax.rollout import (
+  forward,
+  refill_sampler,
+  repetition,
+  sampler,
+  turn_decode,
+  written_replies,
+)
 
 TOLERANCE = 1e-4  # of log-probs: attention adds up in another order
 KEYS = jax.random.key(7), jax.random.key(8), jax.random.key(9)
@@ -25,7 +34,7 @@ def _network(mesh=None, count=5, decode_layout="replicated"):
   return graphdef, params, batches
 
 
-def _sample_steps(graphdef, params, batches, decoding):
+def _sample_steps(graphdef, params, batches, decoding, allowed=chat.ALLOWED):
   """Samples three steps, each of which begins the next one. Returns what each gave."""
   begun, steps = None, []
   for number, (batch, key) in enumerate(zip(batches, KEYS, strict=True)):
@@ -34,7 +43,7 @@ def _sample_steps(graphdef, params, batches, decoding):
       prompt = batches[number + 1]
       following = refill_sampler.NextBatch(prompt=lambda p=prompt: p, key=KEYS[number + 1])
     sampled = refill_sampler.sample(
-      *(graphdef, params, batch, chat.ALLOWED, key),
+      *(graphdef, params, batch, allowed, key),
       decoding=decoding,
       begun=begun,
       following=following,
@@ -73,23 +82,38 @@ def test_with_the_same_weights_tokens_are_those_without_carrying(
 
 def test_replies_of_every_kind_are_carried(monkeypatch):
   monkeypatch.setattr(refill_sampler, "CHUNK", 4)
-  network, decoding = _network(), chat.decoding(slots=6)
+  network, decoding = _network(), chat.decoding(slots=6, max_new_tokens=13)
   begun = [begun for _, begun in _sample_steps(*network, decoding)[1:]]
   assert any(b.ended.any() for b in begun), "a reply that ended before its step"
   assert any(((b.lengths > 0) & ~b.ended).any() for b in begun), "one that goes on"
   assert all((b.lengths == 0).any() for b in begun), "one that had not begun"
 
 
-def test_carrying_computes_fewer_tokens(monkeypatch):
-  monkeypatch.setattr(refill_sampler, "CHUNK", 4)
-  graphdef, params, batches = _network()
-  decoding = chat.decoding(slots=6)
-  carried = sum(s.computed_tokens for s, _ in _sample_steps(graphdef, params, batches, decoding))
-  alone = sum(
-    refill_sampler.sample_counting(graphdef, params, b, chat.ALLOWED, k, decoding=decoding)[1]
-    for b, k in zip(batches, KEYS, strict=True)
+def test_a_steps_end_costs_no_idle_slots(monkeypatch):
+  table = np.random.default_rng(2).normal(size=(12, 12)).astype(np.float32)
+  table[:, 0] += 1
+  prompt = bigram.prompts(*[(number % 4 + 1,) for number in range(16)])
+  graphdef, params = bigram.split(table)
+  decoding = sampler.Decoding(
+    group=8, max_new_tokens=64, temperature=1.0, top_p=1.0, stop_tokens=(0,), slots=16
   )
-  assert carried < alone
+  counts, decode = [], turn_decode.decode
+
+  def counting(*arguments, **options):
+    state, decoded = decode(*arguments, **options)
+    counts.append(int(decoded.counts.max()))
+    return state, decoded
+
+  monkeypatch.setattr(turn_decode, "decode", counting)
+  arguments = graphdef, params, [prompt] * 3, jnp.ones(len(table), bool)
+  steps = _sample_steps(*arguments[:3], decoding, allowed=arguments[3])
+  carried, counts[:] = sum(counts), []
+  for (sampled, _), key in zip(steps, KEYS, strict=True):
+    alone, _ = refill_sampler.sample_counting(
+      graphdef, params, prompt, arguments[3], key, decoding=decoding
+    )
+    np.testing.assert_array_equal(sampled.rollout.tokens, alone.tokens)
+  assert carried < 0.92 * sum(counts)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +166,6 @@ def test_other_weights_go_on_with_the_tokens_and_log_probs_of_the_old_ones(monke
     found = np.asarray(getattr(second.rollout, name))
     np.testing.assert_array_equal(found[old], getattr(before, name)[old], err_msg=name)
   # What follows is scored as the new weights score it behind the old tokens.
-  from vr_jax.rollout import forward
-  from flax import nnx
-
   scored, _ = forward.reply_log_probs(
     nnx.merge(graphdef, other),
     batches[1],

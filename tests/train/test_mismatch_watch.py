@@ -5,9 +5,9 @@ import pytest
 from vr_jax.train import mismatch_watch
 
 
-def _noted(capsys, differences, limit=0.1, *, off_policy=False, int8_weights=False):
+def _noted(capsys, differences, limit=0.1, *, off_policy="", int8_weights=False):
   """The lines that are printed, by step."""
-  watch, lines = mismatch_watch.MismatchWatch(limit, off_policy, int8_weights), {}
+  watch, lines = mismatch_watch.MismatchWatch(limit, int8_weights, off_policy), {}
   for step, difference in enumerate(differences, start=1):
     values = {
       mismatch_watch.METRIC: difference,
@@ -32,12 +32,16 @@ def test_none_is_printed_at_or_below_the_limit_and_without_one(capsys, limit):
 @pytest.mark.parametrize(
   ("cause", "advice"),
   [
-    ({"off_policy": True}, {"config.rl.learning_rate"}),
+    (
+      {"off_policy": "one_step_off_policy"},
+      {"config.rl.learning_rate", "config.rl.one_step_off_policy"},
+    ),
+    ({"off_policy": "carry_over"}, {"config.rl.learning_rate", "config.rl.carry_over"}),
     ({}, {"config.model.dtype"}),
     ({"int8_weights": True}, {"config.rl.sampler_weights"}),
     (
-      {"off_policy": True, "int8_weights": True},
-      {"config.rl.learning_rate", "config.rl.sampler_weights"},
+      {"off_policy": "carry_over", "int8_weights": True},
+      {"config.rl.learning_rate", "config.rl.carry_over", "config.rl.sampler_weights"},
     ),
   ],
 )
@@ -46,5 +50,6 @@ def test_the_line_names_metric_value_limit_and_what_to_do(capsys, cause, advice)
   assert line.count("\n") == 1
   start = "rl 1: sampling/sampling_logp_difference/mean is 0.3 nats a token, above "
   assert line.startswith(f"{start}config.rl.mismatch_warning=0.1 (p99 4, k3 0.25): ")
-  fields = {"config.rl.learning_rate", "config.model.dtype", "config.rl.sampler_weights"}
+  names = ("learning_rate", "sampler_weights", "one_step_off_policy", "carry_over")
+  fields = {"config.model.dtype", *(f"config.rl.{name}" for name in names)}
   assert {field for field in fields if field in line} == advice

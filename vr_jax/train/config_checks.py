@@ -128,6 +128,7 @@ def _check_together(
     )
   yield from _check_shuffling(config)
   yield from _check_sampling(config)
+  yield from _check_carry_over(config.rl)
   if environment.chooses_frames:
     yield from _check_pool(config)
   else:
@@ -333,6 +334,24 @@ def _check_sampling(config: ml_collections.ConfigDict) -> Problems:
       f"--config.rl.repetition_window={rl.repetition_window}: ends replies before they are long, "
       "so that rl.overlong_buffer would not penalise them; set one of the two to 0"
     )
+
+
+def _check_carry_over(rl: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem if no slot of a step's end could begin the next step's replies, or two do."""
+  replies = rl.batch_size * rl.num_generations
+  if not rl.carry_over:
+    return
+  if not 0 < rl.decode_slots < replies:
+    yield errors.InputError(
+      f"--config.rl.carry_over=True: fills slots again, and rl.decode_slots={rl.decode_slots} has "
+      f"one for each of the {replies} replies of a step; set it to {max(1, replies // 2)}, say"
+    )
+  for name in ("one_step_off_policy", "dynamic_sampling_max_batches"):
+    if rl[name]:
+      yield errors.InputError(
+        f"--config.rl.carry_over=True: is for steps that sample one batch and then learn from it; "
+        f"leave out rl.{name}={rl[name]}"
+      )
 
 
 def _check_pool(config: ml_collections.ConfigDict) -> Problems:

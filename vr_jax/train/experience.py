@@ -6,6 +6,7 @@ Replies are scored on another thread as soon as they are sampled, one batch afte
 `scoring`.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 import dataclasses
@@ -21,7 +22,7 @@ from vr_jax.data import feature_cache
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rl import advantages
-from vr_jax.rollout import encoder, episodes, play
+from vr_jax.rollout import encoder, episodes, play, refill_sampler, written_replies
 from vr_jax.train import batching, console, run_context, scoring, train_step, vision_features
 from vr_jax.train import step_timer as step_timer_lib
 
@@ -44,6 +45,7 @@ class Experience:
     that were then replaced, and replies to shuffled frames.
   useful_tokens: those of the computed tokens that are not padding.
   iterator_state: of the iterator over batches, after this batch.
+  begun: what is written of the next step's replies; None without rl.carry_over.
   metrics: counts to log; those of joined batches are added.
   """
 
@@ -58,6 +60,7 @@ class Experience:
   useful_tokens: float
   scores_future: scoring.PendingScores | scoring.KnownScores
   iterator_state: Mapping[str, Any]
+  begun: written_replies.WrittenReplies | None = None
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def wait_for_scores(self) -> scoring.ScoredReplies:
@@ -103,7 +106,8 @@ class Collector:
   cache: features of a frozen tower; None without a cache.
   key: of the run; the step's number is folded in.
   scoring_thread: an executor with one thread, since batches are scored one after the other.
-  prefetched: the next batch, if it was read ahead.
+  read_ahead: the next batches, as far as they were read ahead.
+  begun: what is written of the next step's replies.
   """
 
   context: run_context.RunContext
@@ -111,14 +115,16 @@ class Collector:
   cache: feature_cache.FeatureCache | None
   key: Key[Array, ""]
   scoring_thread: futures.ThreadPoolExecutor
-  prefetched: PrefetchedBatch | None = None
+  read_ahead: deque[PrefetchedBatch] = dataclasses.field(default_factory=deque)
+  begun: written_replies.WrittenReplies | None = None
 
   def prefetch(self, params: PyTree) -> None:
     """Reads the next batch, at a time when the devices are busy; all processes call it together.
 
     params: used by a frozen tower, for features that are not in the cache.
     """
-    self.prefetched = self.prefetched or self._read(params)
+    if len(self.read_ahead) <= self.context.config.rl.carry_over:
+      self.read_ahead.append(self._read(params))
 
   def _read(self, params: PyTree) -> PrefetchedBatch:
     batch = next(self.batches)
@@ -128,7 +134,7 @@ class Collector:
     )
 
   def collect(self, params: PyTree, step: int, timer: step_timer_lib.StepTimer) -> Experience:
-    """Collects the experience of a step.
+    """Collects the experience of a step, and begins that of the next one with rl.carry_over.
 
     It returns before the replies are scored, except with rl.dynamic_sampling_max_batches, which
     needs the scores to replace groups without signal.
@@ -136,21 +142,59 @@ class Collector:
     key = jax.random.fold_in(self.key, step)
     with console.doing("sampling replies"):
       if not self.context.config.rl.dynamic_sampling_max_batches:
-        return self._collect(params, key, timer)
+        return self._collect(params, key, timer, next_step=step + 1)
       return self._collect_groups_with_signal(params, key, timer)
 
-  def _collect(
-    self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
-  ) -> Experience:
-    prefetched, self.prefetched = self.prefetched or self._read(params), None
-    featurized = prefetched.featurized or vision_features.prompt_with_features(
-      self.context, params, prefetched.batch, self.cache
+  def _peek(self, params: PyTree, number: int) -> tuple[PrefetchedBatch, vision_features.FeaturizedBatch]:
+    """A batch that has not been sampled, and the same on the devices. number: 0: the next one."""
+    while len(self.read_ahead) <= number:
+      self.read_ahead.append(self._read(params))
+    read = self.read_ahead[number]
+    featurized = read.featurized or vision_features.prompt_with_features(
+      self.context, params, read.batch, self.cache
     )
+    self.read_ahead[number] = read = dataclasses.replace(read, featurized=featurized)
+    return read, featurized
+
+  def _following(
+    self, params: PyTree, step: int, like: records.Prompt
+  ) -> refill_sampler.NextBatch | None:
+    """The batch of a step, whose replies may begin before it; None: they may not.
+
+    like: prompts of whose shapes its own have to be.
+    """
+    rl = self.context.config.rl
+    if not rl.carry_over or step > rl.steps:
+      return None
+    prompt = self._peek(params, 0)[1].prompt
+    if jax.tree.map(jnp.shape, prompt) != jax.tree.map(jnp.shape, like):
+      return None
+    return refill_sampler.NextBatch(
+      prompt=lambda: encoder.encode(self.context.graphdef, params, prompt),
+      key=jax.random.fold_in(self.key, step),
+    )
+
+  def _collect(
+    self,
+    params: PyTree,
+    key: Key[Array, ""],
+    timer: step_timer_lib.StepTimer,
+    next_step: int = 0,
+  ) -> Experience:
+    prefetched, featurized = self._peek(params, 0)
+    self.read_ahead.popleft()
     batch, prompt = featurized.batch, featurized.prompt
+    following = self._following(params, next_step, prompt)
     timer.record("data", device_idle=True)
-    context = self.context
+    context, begun = self.context, self.begun
     encoded = encoder.encode(context.graphdef, params, prompt)
-    played = play_batch(context, params, batch, encoded, key, int8_weights=context.samples_int8)
+    played = play_batch(
+      *(context, params, batch, encoded, key),
+      begun=begun,
+      following=following,
+      int8_weights=context.samples_int8,
+    )
+    self.begun = played.begun
     shuffled = self._shuffled(params, batch, encoded, key)
     timer.record("rollout", idle_seconds=played.idle_seconds)
     dialogue = context.builder.dialogue(batch)
@@ -190,8 +234,15 @@ class Collector:
       useful_tokens=sum(int(length.sum()) for length in lengths) + all_prompt_tokens,
       scores_future=pending,
       iterator_state=prefetched.iterator_state,
-      metrics=featurized.metrics,
+      begun=played.begun,
+      metrics=featurized.metrics | self._carried_metrics(begun),
     )
+
+  def _carried_metrics(self, begun: written_replies.WrittenReplies | None) -> dict[str, float]:
+    """What logs say of the replies that had been begun when the step began."""
+    if not self.context.config.rl.carry_over:
+      return {}
+    return {"sampling/carried_fraction": begun.begun_fraction if begun else 0.0}
 
   def _shuffled(
     self, params: PyTree, batch: batching.Batch, encoded: records.Prompt, key: Key[Array, ""]
@@ -303,11 +354,15 @@ def play_batch(
   batch: batching.Batch,
   prompt: records.Prompt,
   key: Key[Array, ""],
+  *,
+  begun: written_replies.WrittenReplies | None = None,
+  following: refill_sampler.NextBatch | None = None,
   **decoding: Any,
 ) -> episodes.EpisodeRollout:
   """Samples episodes about a batch.
 
   prompt: the batch's prompts, on the mesh.
+  begun, following: of `refill_sampler.sample`.
   decoding: sampling options that differ from the recipe's.
   """
   return play.play(
@@ -320,6 +375,8 @@ def play_batch(
     decoding=context.decoding(**decoding),
     schedule=play.make_schedule(context.config, context.environment, context.processor),
     threads=context.config.data.threads,
+    begun=begun,
+    following=following,
   )
 
 

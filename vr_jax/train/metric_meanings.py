@@ -89,6 +89,9 @@ MEANINGS: Mapping[str, str] = {
   "unscored_ratio/<segment>": (
     "Fraction of replies without a verdict for this segment (one turn only)."
   ),
+  "sampling/carried_fraction": (
+    "Fraction of the replies that had been begun when the step began, with rl.carry_over."
+  ),
   "dynamic_sampling/batches": "Batches sampled for one step, with dynamic sampling.",
   "dynamic_sampling/signal_fraction": (
     "Fraction of the groups sampled for a step whose replies differ in reward."

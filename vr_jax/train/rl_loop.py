@@ -9,6 +9,9 @@ With rl.one_step_off_policy the replies of step n + 1 are sampled before update 
 overlaps update n and the sampling of n + 2. When step n + 1 trains, its samples are one update
 stale; truncated importance sampling (rl.tis_cap) corrects for that. With rl.disjoint_meshes they
 are sampled during update n, on other devices.
+
+With rl.carry_over the replies of step n + 1 begin in slots that the end of sampling n leaves free,
+and go on after update n. Their first tokens are one update stale, with their own log-probs.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ import ml_collections
 
 from vr_jax import buckets, errors
 from vr_jax.parallel import preemption
+from vr_jax.rollout import written_replies
 from vr_jax.train import (
   console,
   divergence,
@@ -63,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   initial = initialization.initial_params(context, workdir)
   run_context.freeze_step_embedder(context, lambda: initial)
   learner = learner_lib.Learner.create(context, initial)
-  last_step, iterator_state, num_tokens = 0, None, 0
+  last_step, iterator_state, num_tokens, begun = 0, None, 0, None
   if store.latest() is not None:
     like = learner.checkpoint_tree()
     restored = copies.newest(like) or store.restore(like)
@@ -72,6 +76,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     num_tokens = restored.loop.get("num_tokens", 0)  # older checkpoints lack it
     learner.restore(restored.tree)
     context.environment.set_state(restored.loop["reward"])
+    begun = restored.loop.get("begun")
   log = metrics.MetricsLog(workdir, "rl", first_step=last_step + 1, config=config)
   rollouts = rollout_log.RolloutLog(context, workdir, log, first_step=last_step + 1)
   best = None
@@ -104,9 +109,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     source = experience.Collector(
       context=sampling, batches=batches, cache=cache, key=key, scoring_thread=thread
     )
+    if begun and rl.carry_over:
+      source.begun = written_replies.WrittenReplies.from_json(
+        begun, prompts=rl.batch_size, group=rl.num_generations, time=rl.max_new_tokens
+      )
     signal = learning_signal.SignalWatch(rl.advantage_estimator)
     mismatch = mismatch_watch.MismatchWatch(
-      rl.mismatch_warning, rl.one_step_off_policy, context.samples_int8
+      rl.mismatch_warning, context.samples_int8, off_policy=mismatch_watch.off_policy_option(rl)
     )
     slow = slow_process.SlowProcessWatch("rl")
     ahead = timer = None
@@ -128,7 +137,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         ahead = source.collect(half.params if half else learner.params, step + 1, timer)
       # If another batch is needed, the host reads it during the update.
       prefetch = None
-      if step + rl.one_step_off_policy < rl.steps:
+      if step + max(rl.one_step_off_policy, rl.carry_over) < rl.steps:
         prefetch = (lambda _: source.prefetch(half.params)) if half else source.prefetch
       with console.doing("updating the policy"):
         launched = launched or learner.launch(collected, timer)
@@ -164,6 +173,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           "reward": collected.wait_for_scores().reward_state,
           "start": origin,
           "num_tokens": num_tokens,
+          "begun": collected.begun and collected.begun.to_json(),
         }
         (store if saves else copies).save(step, learner.checkpoint_tree(), loop_state)
       if preempted:
