@@ -7,7 +7,8 @@ from benchmarks import long_tail
 
 def test_equal_replies_take_turns_in_the_slots():
   lengths = np.full((4, 2), 5)
-  assert long_tail.refill(lengths, 4) == {4: 10}
+  found = long_tail.refill(lengths, 4)
+  assert (found.slots, found.steps) == (4, 10)
   assert long_tail.waves(lengths, 4) == {4: 10}
   assert long_tail.shrink(lengths) == {8: 5}
 
@@ -15,11 +16,20 @@ def test_equal_replies_take_turns_in_the_slots():
 def test_a_freed_slot_gets_the_next_prompts_reply():
   lengths = np.array([[10, 2], [3, 5]])
   # By hand: 2 steps, then replies of 3 and 5 tokens beside the other 8 of the first.
-  assert long_tail.refill(lengths, 2) == {2: 10}
+  assert long_tail.refill(lengths, 2).steps == 10
   assert sum(long_tail.waves(lengths, 2).values()) == 15
 
 
-def test_the_goal_is_that_of_the_better_number_of_refilled_slots():
-  arms = {"shrink": 1.0, "waves_32": 2.0, "carried_64": 3.0}
-  assert long_tail.is_met({**arms, "refill_32": 1.2, "refill_64": 1.5})
-  assert not long_tail.is_met({**arms, "refill_32": 1.4, "refill_64": 1.2})
+def test_the_end_of_a_step_begins_the_next_ones_replies():
+  lengths, following = np.array([[10], [2]]), np.array([[4], [9]])
+  # By hand: beside the 8 last steps of the first reply, 4 of one reply and 4 of another.
+  found = long_tail.refill(lengths, 2, following=following)
+  assert (found.steps, found.prefilled) == (10, 4)
+  np.testing.assert_array_equal(found.written, [[4], [4]])
+  after = long_tail.refill(following, 2, written=found.written)
+  assert (after.steps, after.prefilled) == (5, 1)
+
+
+def test_step_seconds_between_two_sizes_are_interpolated():
+  cost = long_tail.read_step_seconds("128:4.0,32:1.0")
+  assert [cost(32), cost(80), cost(128)] == [1.0, 2.5, 4.0]

@@ -1,4 +1,4 @@
-"""Replies that begin in the slots that the end of a step leaves free, and go on in the next step."""
+"""Replies that begin in slots that a step's end leaves free, and go on in the next step."""
 
 import json
 

@@ -22,9 +22,7 @@ def small_chunks(monkeypatch):
 
 def _config(data, *, carries=True, **changes):
   fields = {"sft__steps": 0, "rl__steps": 4, "rl__checkpoint_every": 2, "rl__decode_slots": 5}
-  return nano.config(
-    data__directory=str(data), rl__carry_over=carries, **{**fields, **changes}
-  )
+  return nano.config(data__directory=str(data), rl__carry_over=carries, **{**fields, **changes})
 
 
 def _values(workdir):
@@ -58,22 +56,20 @@ def test_after_updates_the_first_tokens_of_carried_replies_are_stale(data, tmp_p
   assert min(found[1:]) > 1e-3
 
 
-def test_an_interrupted_run_goes_on_with_the_begun_replies_bit_for_bit(
-  data, tmp_path, monkeypatch
-):
+def test_an_interrupted_run_goes_on_with_the_begun_replies_bit_for_bit(data, tmp_path, monkeypatch):
   config = _config(data, rl__learning_rate=3e-3)
   rl_loop.train(config, tmp_path / "whole")
-  learn, calls = learner.Learner.learn, itertools.count(1)
+  launch, calls = learner.Learner.launch, itertools.count(1)
 
   def ends_at_the_third(*arguments):
     if next(calls) == 3:
       raise KeyboardInterrupt
-    return learn(*arguments)
+    return launch(*arguments)
 
-  monkeypatch.setattr(learner.Learner, "learn", ends_at_the_third)
+  monkeypatch.setattr(learner.Learner, "launch", ends_at_the_third)
   with pytest.raises(KeyboardInterrupt):
     rl_loop.train(config, tmp_path / "broken")
-  monkeypatch.setattr(learner.Learner, "learn", learn)
+  monkeypatch.setattr(learner.Learner, "launch", launch)
   rl_loop.train(config, tmp_path / "broken")
   assert json.dumps(_values(tmp_path / "broken")) == json.dumps(_values(tmp_path / "whole"))
 

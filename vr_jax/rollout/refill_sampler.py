@@ -120,7 +120,9 @@ def sample(
   places = refill_queue.RefillLayout.choose(training_layout, prompts, group, decoding.slots)
   chunk = min(CHUNK, time)
   nothing = functools.partial(written_replies.WrittenReplies.none, prompts, group, time)
-  batches = [_Batch(make_prompt=lambda: prompt, written=begun.copy() if begun else nothing(), layout=layout)]
+  batches = [
+    _Batch(make_prompt=lambda: prompt, written=begun.copy() if begun else nothing(), layout=layout)
+  ]
   keys = jnp.stack([key, key if following is None else following.key])
   if following is not None:
     batches.append(_Batch(make_prompt=following.prompt, written=nothing(), layout=layout))
@@ -136,9 +138,7 @@ def sample(
   computed = 0
   while not all(block.is_done for block in blocks):
     is_new = np.zeros(len(running), bool)
-    prefix = _fill_slots(
-      graphdef, params, batches, prefix, blocks, running, is_new, places=places
-    )
+    prefix = _fill_slots(graphdef, params, batches, prefix, blocks, running, is_new, places=places)
     if is_new.any():
       prompt_slot = np.array([0 if reply is None else reply.prompt_slot for reply in running])
       state = _begin_replies(graphdef, params, prefix, state, is_new, prompt_slot.astype(np.int32))

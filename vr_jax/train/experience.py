@@ -145,15 +145,14 @@ class Collector:
         return self._collect(params, key, timer, next_step=step + 1)
       return self._collect_groups_with_signal(params, key, timer)
 
-  def _peek(self, params: PyTree, number: int) -> tuple[PrefetchedBatch, vision_features.FeaturizedBatch]:
-    """A batch that has not been sampled, and the same on the devices. number: 0: the next one."""
-    while len(self.read_ahead) <= number:
-      self.read_ahead.append(self._read(params))
-    read = self.read_ahead[number]
+  def _peek(self, params: PyTree) -> tuple[PrefetchedBatch, vision_features.FeaturizedBatch]:
+    """The batch that is sampled next, and the same on the devices; it stays the next one."""
+    read = self.read_ahead.popleft() if self.read_ahead else self._read(params)
     featurized = read.featurized or vision_features.prompt_with_features(
       self.context, params, read.batch, self.cache
     )
-    self.read_ahead[number] = read = dataclasses.replace(read, featurized=featurized)
+    read = dataclasses.replace(read, featurized=featurized)
+    self.read_ahead.appendleft(read)
     return read, featurized
 
   def _following(
@@ -166,7 +165,7 @@ class Collector:
     rl = self.context.config.rl
     if not rl.carry_over or step > rl.steps:
       return None
-    prompt = self._peek(params, 0)[1].prompt
+    prompt = self._peek(params)[1].prompt
     if jax.tree.map(jnp.shape, prompt) != jax.tree.map(jnp.shape, like):
       return None
     return refill_sampler.NextBatch(
@@ -181,7 +180,7 @@ class Collector:
     timer: step_timer_lib.StepTimer,
     next_step: int = 0,
   ) -> Experience:
-    prefetched, featurized = self._peek(params, 0)
+    prefetched, featurized = self._peek(params)
     self.read_ahead.popleft()
     batch, prompt = featurized.batch, featurized.prompt
     following = self._following(params, next_step, prompt)

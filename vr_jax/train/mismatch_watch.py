@@ -8,7 +8,9 @@ import ml_collections
 from vr_jax.train import console
 
 METRIC = "sampling/sampling_logp_difference/mean"
-_OFF_POLICY = "an update lies between them: lower config.rl.learning_rate, or set config.rl.{}=False"
+_OFF_POLICY = (
+  "an update lies between them: lower config.rl.learning_rate, or set config.rl.{}=False"
+)
 _INT8 = (
   "config.rl.sampler_weights=int8 rounds weights: set as_trained, or config.rl.mismatch_warning "
   "above this if rewards grow as they did"
