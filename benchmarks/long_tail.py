@@ -11,7 +11,8 @@
    - shrink: all replies at once, in slots that shrink by `rl.decode_slot_fractions`' default
    - waves: as many prompts at a time as `slots` hold, each wave shrinking likewise
    - refill: `slots` slots, by the admissions of `rollout/refill_sampler.py`
-   - carried: the same, and the end of a step begins the next one's replies (`rl.carry_over`)
+   - carried: the same, and the end of a step begins the next one's replies (`rl.carry_over`), also
+     with a slot for each reply of a step
    - bound: `slots` slots that are always full
 
    Carrying prefills some prompts twice: `prefilled` of a step's prompts, mean.
@@ -163,7 +164,7 @@ def simulate(seconds_of: Mapping[str, Cost]) -> dict[str, Any]:
       alone = refill(lengths, slots)
       add(f"refill_{slots}", {alone.slots: alone.steps})
       add(f"bound_{slots}", {slots: lengths.sum() / slots})
-  for slots in SLOTS:
+  for slots in (*SLOTS, PROMPTS * GROUP):
     written = None
     for lengths, following in itertools.zip_longest(batches, batches[1:]):
       found = refill(lengths, slots, written=written, following=following)
@@ -250,8 +251,10 @@ def compare(work: workload.Work) -> dict[str, Any]:
   }
 
 
-def compare_steps(work: workload.Work) -> dict[str, Any]:
+def compare_steps(work: workload.Work, slots: int) -> dict[str, Any]:
   """Seconds of several steps, with slots that shrink, are refilled, or begin the next step's.
+
+  slots: of the last two.
 
   Raises ValueError if their tokens differ.
   """
@@ -269,7 +272,7 @@ def compare_steps(work: workload.Work) -> dict[str, Any]:
       if carries and next_key is not None:
         following = refill_sampler.NextBatch(prompt=lambda: work.prompt, key=next_key)
       sampled = refill_sampler.sample(
-        *network, key, decoding=decoding_of(slots=SLOTS[-1]), begun=begun, following=following
+        *network, key, decoding=decoding_of(slots=slots), begun=begun, following=following
       )
       begun = sampled.begun
       made.append(sampled.rollout.tokens)
@@ -286,7 +289,6 @@ def compare_steps(work: workload.Work) -> dict[str, Any]:
       raise ValueError(f"{name} draws other tokens than slots that shrink")
   rounds = measure.in_turn(arms, repeats=REPEATS)
   return {
-    "slots": SLOTS[-1],
     "steps": STEPS,
     "seconds": measure.medians(rounds),
     "speed_over_shrink_half": {n: measure.ratio(rounds, "shrink_half", n) for n in arms},
@@ -315,7 +317,7 @@ def main(argv: list[str]) -> None:
     "step_milliseconds": {"fixed": round(1e3 * fixed, 3), "per_slot": round(1e3 * per_slot, 4)},
     **simulate(costs),
     "both_samplers": compare(work),
-    "steps_in_a_row": compare_steps(work),
+    "steps_in_a_row": {n: compare_steps(work, n) for n in (SLOTS[-1], PROMPTS * GROUP)},
   }
   print(json.dumps({**found, **about.fields()}))
 

@@ -21,13 +21,13 @@ def test_a_freed_slot_gets_the_next_prompts_reply():
 
 
 def test_the_end_of_a_step_begins_the_next_ones_replies():
-  lengths, following = np.array([[10], [2]]), np.array([[4], [9]])
-  # By hand: beside the 8 last steps of the first reply, 4 of one reply and 4 of another.
+  lengths, following = np.array([[10], [2]]), np.array([[4], [40]])
+  # By hand: 2 steps, 4 beside the first reply, and a chunk of 32, in which that reply ends.
   found = long_tail.refill(lengths, 2, following=following)
-  assert (found.steps, found.prefilled) == (10, 4)
-  np.testing.assert_array_equal(found.written, [[4], [4]])
+  assert (found.steps, found.prefilled) == (38, 4)
+  np.testing.assert_array_equal(found.written, [[4], [32]])
   after = long_tail.refill(following, 2, written=found.written)
-  assert (after.steps, after.prefilled) == (5, 1)
+  assert (after.steps, after.prefilled) == (8, 1)
 
 
 def test_step_seconds_between_two_sizes_are_interpolated():

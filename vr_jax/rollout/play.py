@@ -93,8 +93,8 @@ def play(
   Raises InputError as `multi_turn_sampler.play` does.
   """
   if schedule.turns == 1:
-    refills = 0 < decoding.slots < len(prompt.tokens) * decoding.group
-    refills &= not decoding.presence_penalty
+    fewer = 0 < decoding.slots < len(prompt.tokens) * decoding.group
+    refills = (fewer and not decoding.presence_penalty) or begun or following
     arguments = graphdef, params, prompt, allowed_tokens, key
     if refills:
       sampled = refill_sampler.sample(

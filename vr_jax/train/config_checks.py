@@ -341,10 +341,10 @@ def _check_carry_over(rl: ml_collections.ConfigDict) -> Problems:
   replies = rl.batch_size * rl.num_generations
   if not rl.carry_over:
     return
-  if not 0 < rl.decode_slots < replies:
+  if not 0 < rl.decode_slots <= replies:
     yield errors.InputError(
-      f"--config.rl.carry_over=True: fills slots again, and rl.decode_slots={rl.decode_slots} has "
-      f"one for each of the {replies} replies of a step; set it to {max(1, replies // 2)}, say"
+      f"--config.rl.carry_over=True: needs rl.decode_slots from 1 to the {replies} replies of a "
+      f"step, not {rl.decode_slots}; set it to {replies}"
     )
   for name in ("one_step_off_policy", "dynamic_sampling_max_batches"):
     if rl[name]:
