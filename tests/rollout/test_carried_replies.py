@@ -127,7 +127,7 @@ def test_a_steps_end_costs_no_idle_slots(monkeypatch):
 def test_on_several_devices_tokens_are_those_of_one(shape, count, decode_layout, monkeypatch):
   monkeypatch.setattr(refill_sampler, "CHUNK", 4)
   mesh = mesh_lib.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
-  decoding = chat.decoding(slots=8)
+  decoding = chat.decoding(slots=8, slot_fractions=(0.5,))
   steps = _sample_steps(*_network(mesh, count, decode_layout), decoding)
   _assert_as_without_carrying(_network(None, count), steps, decoding)
 

@@ -1,5 +1,7 @@
 """Slots that get the next reply once free: the replies of a slot for each, token for token."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,3 +142,21 @@ def test_prompts_beyond_the_prompt_slots_are_loaded_once_a_group_has_ended():
     block.end(reply)
   assert block.load(needed=True) == (0, [(4, 1)])
   assert block.is_next_resident()
+
+
+def test_the_last_replies_decode_in_fewer_slots(monkeypatch):
+  monkeypatch.setattr(refill_sampler, "CHUNK", 4)
+  arguments, decoding = _network(None, slots=6, slot_fractions=(0.5, 0.2))
+  expected = sampler.sample(*arguments, decoding=decoding)
+  refilled, computed = refill_sampler.sample_counting(*arguments, decoding=decoding)
+  _assert_the_same(refilled, expected)
+  whole = dataclasses.replace(decoding, slot_fractions=())
+  assert computed < refill_sampler.sample_counting(*arguments, decoding=whole)[1]
+
+
+def test_fewer_slots_of_each_device_hold_its_replies():
+  places = refill_queue.RefillLayout(
+    devices=2, blocks=1, prompts=4, slots=4, prompt_slots=4, prefill=2
+  )
+  active = np.array([False, True, False, True, False, False, True, False])
+  np.testing.assert_array_equal(places.choose_slots(active, 2), [1, 3, 4, 6])

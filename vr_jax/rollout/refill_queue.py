@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 import numpy as np
 
 from vr_jax.models import layout as layout_lib
@@ -34,6 +34,12 @@ class RefillLayout:
   def block_slots(self) -> int:
     """Slots of the devices that share a block."""
     return self.devices // self.blocks * self.slots
+
+  def choose_slots(self, active: Bool[np.ndarray, "slots"], size: int) -> Int[np.ndarray, "chosen"]:
+    """`size` slots of each device, with its active ones among them, which must not be more."""
+    is_empty = ~active.reshape(self.devices, -1)
+    chosen = np.sort(np.argsort(is_empty, axis=1, kind="stable")[:, :size], axis=1)
+    return (chosen + self.slots * np.arange(self.devices)[:, None]).reshape(-1)
 
   @classmethod
   def choose(

@@ -135,6 +135,7 @@ def sample(
   )
   # Prefilling reads the parameters as training has them, as in `sampler.sample`.
   decode_params = sampler.decoding_params(graphdef, params, int8_weights=decoding.int8_weights)
+  sizes = sampler.slot_sizes(places.slots, decoding.slot_fractions)
   computed = 0
   while not all(block.is_done for block in blocks):
     is_new = np.zeros(len(running), bool)
@@ -148,9 +149,11 @@ def sample(
       added = _written_tokens(running, resumed, batches, slots, places.slots)
       computed += added[0].tokens.size
       state = turn_decode.append_replies(graphdef, decode_params, prefix, state, *added)
-    active = (slots.left > 0).reshape(places.devices, -1).sum(axis=1).max()
+    active = int((slots.left > 0).reshape(places.devices, -1).sum(axis=1).max())
     waiting = any(block.waiting for block in blocks)
-    stop = refill_queue.stop_at_unfinished(places.slots, int(active)) if waiting else 0
+    stop = refill_queue.stop_at_unfinished(places.slots, active) if waiting else 0
+    chosen = places.choose_slots(slots.left > 0, min(size for size in sizes if size >= active))
+    slots = jax.tree.map(lambda x, chosen=chosen: x[chosen], slots)
     state, decoded = turn_decode.decode(
       graphdef,
       decode_params,
@@ -166,18 +169,19 @@ def sample(
     new, log_probs, counts, has_ended = jax.device_get(
       (decoded.tokens, decoded.log_probs, decoded.counts, decoded.ended)
     )
-    computed += len(running) * _count_steps(layout, counts, has_ended, chunk)
-    for slot, reply in enumerate(running):
+    computed += len(chosen) * _count_steps(layout, counts, has_ended, chunk)
+    for number, slot in enumerate(chosen):
+      reply = running[slot]
       if reply is None:
         continue
       batches[reply.batch].written.add(
         reply.row,
         reply.group_index,
-        new[slot, : counts[slot]],
-        log_probs[slot, : counts[slot]],
-        ended=bool(has_ended[slot]),
+        new[number, : counts[number]],
+        log_probs[number, : counts[number]],
+        ended=bool(has_ended[number]),
       )
-      if has_ended[slot]:
+      if has_ended[number]:
         blocks[reply.block].end(reply)
         running[slot] = None
   written = batches[0].written
