@@ -195,7 +195,8 @@ class RlSection(LoopSection):
   carry_over: bool = field(
     False,
     "Whether slots that are free at the end of a step's sampling begin the next step's replies, "
-    "which go on after the update. Needs rl.decode_slots, at most all replies of a step. Their first tokens are one update stale.",
+    "which go on after the update. Needs rl.decode_slots, at most all replies of a step. Their "
+    "first tokens are one update stale.",
   )
   num_shuffled_generations: int = field(
     0,
