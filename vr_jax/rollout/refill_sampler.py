@@ -152,7 +152,9 @@ def sample(
     active = int((slots.left > 0).reshape(places.devices, -1).sum(axis=1).max())
     waiting = any(block.waiting for block in blocks)
     stop = refill_queue.stop_at_unfinished(places.slots, active) if waiting else 0
-    chosen = places.choose_slots(slots.left > 0, min(size for size in sizes if size >= active))
+    chosen = places.choose_slots(
+      np.asarray(slots.left) > 0, min(size for size in sizes if size >= active)
+    )
     slots = jax.tree.map(lambda x, chosen=chosen: x[chosen], slots)
     state, decoded = turn_decode.decode(
       graphdef,
@@ -236,7 +238,7 @@ def _fill_slots(
     is_loaded = (into < places.prompt_slots).any(axis=(1, 2))
     if not is_loaded.any():
       return prefix
-    for number in np.flatnonzero(is_loaded):
+    for number in np.flatnonzero(is_loaded).tolist():
       at = index[number].reshape(-1), into[number].reshape(-1)
       prefix = _load_prompts(graphdef, params, batches[number].prompt, prefix, *at)
 
@@ -286,7 +288,7 @@ def _written_tokens(
   most = batches[0].written.tokens.shape[-1]
   length = min(most, CHUNK * 2 ** math.ceil(math.log2(max(1, lengths.max() / CHUNK))))
   tokens = np.zeros((len(running), length), np.int32)
-  for slot in np.flatnonzero(resumed):
+  for slot in np.flatnonzero(resumed).tolist():
     reply = cast(refill_queue.SlotReply, running[slot])
     whole = batches[reply.batch].written.tokens[reply.row, reply.group_index]
     tokens[slot, : lengths[slot]] = whole[: lengths[slot]]
