@@ -49,7 +49,7 @@ class NextBatch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampled:
+class SampledBatch:
   """The replies to a batch, and what sampling cost.
 
   computed_tokens: with those of ended replies and of empty slots.
@@ -107,7 +107,7 @@ def sample(
   decoding: sampler.Decoding,
   begun: written_replies.WrittenReplies | None = None,
   following: NextBatch | None = None,
-) -> Sampled:
+) -> SampledBatch:
   """Draws the replies to a batch, and begins those to the next one while slots are free.
 
   begun: replies that have tokens already, of other parameters maybe; they get the rest. Their keys
@@ -187,7 +187,7 @@ def sample(
         blocks[reply.block].end(reply)
         running[slot] = None
   written = batches[0].written
-  return Sampled(
+  return SampledBatch(
     rollout=_rollout(training_layout, written.tokens, written.log_probs, written.lengths),
     computed_tokens=computed,
     begun=batches[1].written if following is not None else None,
