@@ -6,6 +6,7 @@ queries and keys, and skips blocks that are masked out as a whole.
 Source: jax.experimental.pallas.ops.tpu.splash_attention, for the matrix products of a block.
 """
 
+import math
 import re
 
 from launch import hlo, loops
@@ -49,7 +50,7 @@ def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) 
   every = -(-queries // rows) * blocks
   # The first operand has the order of the keys, the second the blocks that are not masked out.
   mask = loops.origin(module, scope, instruction.operands[1])
-  return count * rows * columns * _let_through(mask, every)
+  return count * rows * columns * _let_through(mask, operands[1], every)
 
 
 def stated_bytes(instruction: hlo.Instruction) -> float | None:
@@ -93,10 +94,15 @@ def _block(instruction: hlo.Instruction, name: str) -> int:
   return int(match.group(1))
 
 
-def _let_through(mask: hlo.Instruction, every: int) -> float:
-  """Number of computed blocks: not 0 in the mask. Without a full mask, all of them."""
+def _let_through(mask: hlo.Instruction, blocks: hlo.Shape, every: int) -> float:
+  """Number of computed blocks of a head: not 0 in the mask. Without a full mask, all of them.
+
+  Of a mask with the blocks of several devices, one of which each looks up, the most of any.
+  """
   entries = re.findall(r"\d+", mask.argument) if mask.operation == "constant" else []
   if len(entries) <= 1 or "..." in mask.argument:
     return every
-  heads = mask.shapes[0].sizes[0]
-  return sum(entry != "0" for entry in entries) / heads
+  size = math.prod(blocks.sizes)
+  starts = range(0, len(entries), size)
+  most = max(sum(entry != "0" for entry in entries[start : start + size]) for start in starts)
+  return most / blocks.sizes[0]

@@ -85,8 +85,13 @@ def trip_count(module: hlo.Module, before: Scope, loop: hlo.Instruction) -> int 
 
 
 def origin(module: hlo.Module, scope: Scope, name: str) -> hlo.Instruction:
-  """The instruction that computes a value, found through (nested) loops that only pass it on."""
+  """The instruction that computes a value, found through (nested) loops that only pass it on.
+
+  Of a slice whose place is computed, the one that computes what it is cut out of.
+  """
   scope, instruction = _resolve(module, scope, name)
+  if instruction.operation == "dynamic-slice":
+    return origin(module, scope, instruction.operands[0])
   if instruction.operation != "get-tuple-element":
     return instruction
   index = int(instruction.attribute("index"))

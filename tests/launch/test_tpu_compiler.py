@@ -14,11 +14,13 @@ from launch import analysis, chips, costs, hlo, programs, report, roofline, topo
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.models.common import (
+  attention,
   attention_decode_kernel,
   attention_decode_plan,
   attention_splash,
 )
 from vr_jax.parallel import compiler_options
+from vr_jax.parallel import mesh as mesh_lib
 
 WIDTH = 512
 
@@ -202,6 +204,55 @@ def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where)
       costs.count(hlo.parse(text.replace(by_block, other)), turns=None)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_devices_that_share_a_prompt_compute_hardly_more_than_their_share_of_its_pairs(
+  where, fused
+):
+  """In zigzag order; the pairs are those of a causal mask, and every device runs one kernel."""
+  layout = mesh_lib.MeshLayout(mesh_lib.make_mesh((1, 1, 4, 1), where.devices))
+  attend = attention.Attention(layout, "splash_fused" if fused else "splash").prompts
+  length, heads, head_dim = 8192, 2, 128
+  x = abstract(layout.mesh, (1, length, heads, head_dim), None, "sequence")
+  valid = abstract(layout.mesh, (1, length), dtype=jnp.bool_)
+  folded = abstract(layout.mesh, (1, length), None, "sequence", dtype=jnp.bool_)
+
+  def loss(x, valid, folded):
+    def layer(c, _):  # as one of many
+      return c + attend(x * c, x, x, valid, folded).astype(jnp.float32).mean(), None
+
+    return jax.lax.scan(layer, jnp.float32(1), None, length=3)[0]
+
+  pairs = length * (length + 1) / 2
+  least = 3 * 2 * heads * head_dim * pairs / 4  # of a product of a device, in three layers
+  backward = (7, 2) if fused else (9, 3)
+  for function, (products, kernels) in ((loss, (2, 1)), (jax.grad(loss), backward)):
+    text = hlo.text_of(compiled(function, x, valid, folded))
+    assert text.count('custom_call_target="tpu_custom_call"') == kernels
+    once, _ = costs.count(hlo.parse(text), turns=None)
+    assert least * products <= once.flops <= 1.25 * least * products
+
+
+def test_devices_that_share_the_tokens_of_replies_run_one_kernel(where):
+  """A block of 128 queries, which are all of one reply, sees one of its 512 keys of its own."""
+  layout = mesh_lib.MeshLayout(mesh_lib.make_mesh((1, 1, 4, 1), where.devices))
+  attend = attention.Attention(layout, "splash").replies
+  group, time, prefix, heads, head_dim = 3, 512, 2048, 2, 128
+  of = functools.partial(abstract, layout.mesh)
+  prompt, own = (1, prefix), (1, group, time)
+  text = hlo.text_of(
+    compiled(
+      attend,
+      of((*own, heads, head_dim), None, None, "sequence"),
+      attention.Block(*(of((*prompt, heads, head_dim)) for _ in "kv"), of(prompt, dtype=jnp.bool_)),
+      attention.Block(*(of((*own, heads, head_dim)) for _ in "kv"), of(own, dtype=jnp.bool_)),
+    )
+  )
+  assert text.count('custom_call_target="tpu_custom_call"') == 1
+  once, _ = costs.count(hlo.parse(text), turns=None)
+  blocks = group * (prefix // 512 + 1)
+  assert once.flops == 2 * 2 * heads * head_dim * blocks * 128 * 512
+
+
 @pytest.mark.parametrize(
   ("topology_name", "heads", "kv_heads"),
   [("v5e:2x2", 28, 4), ("v5p:2x2x1", 16, 2), ("v6e:2x2", 32, 8)],  # Qwen2.5-VL-7B, 3B, Qwen3-VL-8B
@@ -346,6 +397,7 @@ import sys
 from launch import topology
 from tests.launch import test_tpu_compiler
 from vr_jax.parallel import compiler_options
+from vr_jax.parallel import mesh as mesh_lib
 
 compiler_options.OPTIONS = {"v5e": compiler_options.scoped_vmem(64)}
 topology.prepare()

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vr_jax.models.common import attention_splash, attention_xla
+from vr_jax.models.common import attention_splash, attention_xla, zigzag
 
-# Prompts, replies of all sizes, parts of replies, with keys between the prefix and the replies.
+# Prompts and replies of all sizes, with keys between the prefix and the replies.
 MASKS = [
-  attention_splash.RepliesMask(group=1, time=12, keys=12, fill=(4, 4)),
-  attention_splash.RepliesMask(group=1, time=6, keys=12, first=6, fill=(2, 0)),
-  attention_splash.RepliesMask(group=1, time=4, keys=12, first=2, jump=4, fill=(2, 0)),
-  attention_splash.RepliesMask(group=3, time=4, keys=4, prefix=9, fill=(0, 3)),
-  attention_splash.RepliesMask(group=3, time=2, keys=6, prefix=8, first=2, fill=(2, 6)),
-  attention_splash.RepliesMask(group=2, time=1, keys=1, prefix=1),
+  attention_splash.RepliesMask(group=1, time=12, fill=(4, 4)),
+  attention_splash.RepliesMask(group=3, time=4, prefix=9, fill=(0, 3)),
+  attention_splash.RepliesMask(group=3, time=2, prefix=8, fill=(2, 6)),
+  attention_splash.RepliesMask(group=2, time=1, prefix=1),
 ]
+# (group, keys, prefix, parts, folded)
+PARTS = [(1, 24, 0, 2, False), (1, 24, 0, 3, True), (3, 6, 9, 3, False), (1, 4, 5, 2, False)]
 
 
 def _pairs(mask):
@@ -25,9 +25,8 @@ def _pairs(mask):
   seen = np.zeros(mask.shape, bool)
   for row, column in np.ndindex(mask.shape):
     reply, place = divmod(min(row, mask.group * mask.time - 1), mask.time)
-    own = column - mask.prefix - reply * mask.keys
-    token = mask.first + place + (mask.jump if place >= mask.time // 2 else 0)
-    seen[row, column] = column < mask.prefix or 0 <= own <= token
+    own = column - mask.prefix - reply * mask.time
+    seen[row, column] = column < mask.prefix or 0 <= own <= place
   return seen
 
 
@@ -42,10 +41,35 @@ def test_every_part_of_a_mask_is_that_of_its_pairs(mask):
 
 
 def test_of_a_long_prompt_only_blocks_with_an_edge_are_computed_pair_by_pair():
-  mask = attention_splash.RepliesMask(group=1, time=65536, keys=65536)
+  mask = attention_splash.RepliesMask(group=1, time=65536)
   starts = range(0, 65536, 1024)
   parts = [mask[row : row + 1024, column : column + 1024] for row in starts for column in starts]
   assert sum(part.size > 1 for part in parts) == len(starts)
+
+
+@pytest.mark.parametrize(("group", "keys", "prefix", "parts", "folded"), PARTS, ids=str)
+def test_a_part_sees_its_rows_of_the_mask_and_skips_the_blocks_of_which_it_sees_nothing(
+  group, keys, prefix, parts, folded
+):
+  whole = _pairs(attention_splash.RepliesMask(group=group, time=keys, prefix=prefix))
+  order = zigzag.order(keys, parts) if folded else np.arange(keys)
+  tokens = order.reshape(parts, 1, -1)
+  seen = attention_splash.SeenKeys(group=group, keys=keys, prefix=prefix)
+  numbers = seen.number(np.arange(group)[:, None], tokens).reshape(parts, -1)
+  rows = (np.arange(group)[:, None] * keys + tokens).reshape(parts, -1)
+  columns, sides = whole.shape[1], (rows.shape[1] // 2, 3)
+  blocks = seen.blocks(numbers, columns + -columns % 3, sides)
+  following = attention_splash._next_blocks(blocks)
+  for part, row in enumerate(rows):
+    expected = whole[row]
+    np.testing.assert_array_equal(seen(numbers[part][:, None], np.arange(columns)), expected)
+    padded = np.pad(expected, ((0, 0), (0, -columns % 3)))
+    tiles = padded.reshape(2, sides[0], -1, sides[1]).any(axis=(1, 3))
+    np.testing.assert_array_equal(blocks[part], tiles)
+    order = np.argwhere(tiles)  # of the grid
+    for place in np.ndindex(tiles.shape):
+      later = [column for (*at, column) in order if (*at, column) >= place]
+      assert following[part][place] == (later or order[:, 1])[0]
 
 
 @pytest.mark.parametrize(

@@ -312,14 +312,14 @@ def test_a_dtype_that_the_chip_lacks_is_named():
 
 
 def test_the_kernel_computes_the_blocks_that_a_row_of_prompt_and_replies_sees_and_no_others():
-  prompt = attention_splash.RepliesMask(group=1, time=2048, keys=2048)
-  replies = attention_splash.RepliesMask(group=8, time=512, keys=512, prefix=2048)
+  prompt = attention_splash.RepliesMask(group=1, time=2048)
+  replies = attention_splash.RepliesMask(group=8, time=512, prefix=2048)
   block, seen, computed = attention_splash.BLOCKS[0], 0, []
   for mask in (prompt, replies):
     pairs = mask[:, :]
     seen += pairs.sum()
     blocks = pairs.reshape(len(pairs) // block, block, -1, block).any(axis=(1, 3))
-    kernel = attention_splash.make_kernel(mask, 1, (block, block), interpret=True)
+    kernel = attention_splash.make_kernel(mask, attention_splash.Options(1, (block, block)))
     passes = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
     assert [np.count_nonzero(info.block_mask) for info in passes] == [blocks.sum()] * 3
     computed.append(blocks.sum())

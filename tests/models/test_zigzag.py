@@ -78,18 +78,14 @@ def test_attention_in_zigzag_order_is_that_of_one_device_and_so_are_gradients(ba
 
 def test_masks_of_the_kernel_let_all_devices_see_as_much_and_nothing_that_is_later():
   ways, keys = 4, 64
-  queries, half = keys // ways, keys // ways // 2
+  seen = attention_splash.SeenKeys(group=1, keys=keys)
   parts = zigzag.order(keys, ways).reshape(ways, -1)
   for part in parts:
-    first = int(part[0])
-    mask = attention_splash.RepliesMask(
-      group=1, time=queries, keys=keys, first=first, jump=keys - 2 * first - queries
-    )
-    whole = mask[slice(0, queries), slice(0, keys)]
+    whole = seen(seen.number(0, part)[:, None], np.arange(keys))
     np.testing.assert_array_equal(whole, np.arange(keys) <= part[:, None])
     assert whole.sum() == keys * (keys + 1) // 2 // ways
-    later = np.broadcast_to(mask[slice(half, queries), slice(8, 40)], (half, 32))
-    np.testing.assert_array_equal(later, whole[half:, 8:40])
+  computed = seen.blocks(parts, keys, (4, 4)).sum(axis=(1, 2))
+  assert set(computed) == {8 * ways + 2}
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "tinyllava"])

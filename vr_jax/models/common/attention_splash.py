@@ -5,23 +5,30 @@ what depends on shapes: causal order, which reply a token belongs to. The replie
 row of queries: each attends to the whole prefix and, causally, to itself. So the prefix is neither
 copied for each reply nor merged with it afterwards.
 
+Where devices have parts of the queries, all run one kernel. It computes its mask from a number for
+each query, and which blocks it skips is looked up by the number of the part.
+
 Queries and keys are padded to whole blocks, the prefix apart from the replies, so that few blocks
 of replies are masked in part.
 
 Source: jax.experimental.pallas.ops.tpu.splash_attention.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
-from typing import cast
+from typing import Any, cast
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask_info as mask_info_lib,
+)
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
+
+from vr_jax.models.common import zigzag
 
 # Queries or keys in a block; vector memory allows these.
 BLOCKS = (512, 256, 128)
@@ -34,36 +41,32 @@ KEPT = "attention"  # name by which a rematerialisation policy keeps what the ba
 
 @dataclasses.dataclass(frozen=True)
 class RepliesMask(mask_lib.Mask):
-  """Mask [group x time, prefix + group x keys]: each reply sees the prefix and, causally, itself.
+  """Mask [group x time, prefix + group x time]: each reply sees the prefix and, causally, itself.
 
   A causal prompt is one reply without a prefix.
 
-  time: queries of a reply, which are its tokens from `first` on.
-  jump: by which the second half of the queries is further behind.
+  time: tokens of a reply.
   fill: numbers of queries and keys added at the end as padding.
   """
 
   group: int
   time: int
-  keys: int
   prefix: int = 0
-  first: int = 0
-  jump: int = 0
   fill: tuple[int, int] = (0, 0)
 
   @property
   def shape(self) -> tuple[int, int]:
     """Shape of the whole mask, padding included."""
-    rows, columns = self.group * self.time, self.prefix + self.group * self.keys
-    return rows + self.fill[0], columns + self.fill[1]
+    rows = self.group * self.time
+    return rows + self.fill[0], self.prefix + rows + self.fill[1]
 
   @functools.cached_property
   def _own(self) -> tuple[Int[np.ndarray, "rows"], Int[np.ndarray, "rows"]]:
     """The first and the last key of its own reply that each query sees; both ascend."""
     rows = np.minimum(np.arange(self.shape[0]), self.group * self.time - 1)
     reply, place = np.divmod(rows, self.time)
-    start = self.prefix + reply * self.keys
-    return start, start + self.first + place + self.jump * (place >= self.time // 2)
+    start = self.prefix + reply * self.time
+    return start, start + place
 
   def __getitem__(self, where: tuple[slice, slice]) -> Bool[np.ndarray, "rows columns"]:
     """Computes the part of the mask that the kernel asks for.
@@ -85,6 +88,55 @@ class RepliesMask(mask_lib.Mask):
     return (columns < self.prefix) | (after & before)
 
 
+@dataclasses.dataclass(frozen=True)
+class SeenKeys:
+  """The same mask for a part of the queries, each of which has a number.
+
+  keys: tokens of a reply.
+  """
+
+  group: int
+  keys: int
+  prefix: int = 0
+
+  @property
+  def _bits(self) -> int:
+    """Bits for the token in its reply; those above are for the reply."""
+    return (self.keys - 1).bit_length()
+
+  def number(
+    self, reply: int | Int[np.ndarray, "..."], token: Int[np.ndarray, "..."]
+  ) -> Int[np.ndarray, "..."]:
+    """The numbers of queries. token: index in the reply."""
+    return ((reply << self._bits) + token).astype(np.int32)
+
+  def own(self, query: Array | np.ndarray) -> tuple[Any, Any]:
+    """The first and the last key of its own reply that each query sees. query: its number."""
+    start = self.prefix + (query >> self._bits) * self.keys
+    return start, start + (query & 2**self._bits - 1)
+
+  def __call__(self, query: Array | np.ndarray, key: Array | np.ndarray) -> Any:
+    """Whether queries see keys. The kernel calls it on blocks of numbers and of indices of keys."""
+    if self.group == 1:
+      return key <= self.prefix + query
+    start, last = self.own(query)
+    return (key < self.prefix) | ((key >= start) & (key <= last))
+
+  def blocks(
+    self, numbers: Int[np.ndarray, "parts queries"], keys: int, sides: tuple[int, int]
+  ) -> Bool[np.ndarray, "parts query_blocks key_blocks"]:
+    """The blocks in which any query sees any of `keys` keys. sides: queries and keys of a block."""
+    left = np.arange(0, keys, sides[1])
+
+    def of_part(numbers: Int[np.ndarray, "queries"]) -> Bool[np.ndarray, "query_blocks key_blocks"]:
+      start, last = (x[:, None] for x in self.own(numbers))
+      own = np.maximum(start, left) <= np.minimum(last, left + sides[1] - 1)
+      seen = np.asarray((left < self.prefix) | own)
+      return np.any(seen.reshape(-1, sides[0], len(left)), axis=1)
+
+    return np.stack([of_part(part) for part in numbers])
+
+
 def attend_segments(
   query: Float[Array, "batch queries heads head_dim"],
   key: Float[Array, "batch keys kv_heads head_dim"],
@@ -102,23 +154,25 @@ def attend_segments(
 
   index: positions of the queries among the keys; the queries are one of several equal shards, or,
     if `folded`, two of twice as many, an early and a late one (zigzag.py).
-  fused: see `make_kernel`.
+  fused: see `Options`.
   interpret: emulate the kernel, on any platform.
   """
   queries, keys = query.shape[1], key.shape[1]
   blocks = choose_block(queries), choose_block(keys)
   fill = (-queries % blocks[0], -keys % blocks[1])
-
-  def from_place(first: int) -> Array:
-    mask = mask_lib.FullMask((queries + fill[0], keys + fill[1]))
-    if causal:
-      jump = keys - 2 * first - queries if folded else 0
-      mask = RepliesMask(group=1, time=queries, keys=keys, first=first, jump=jump, fill=fill)
-    arrays = (query, key, value, query_segment, key_segment)
-    return _run(*arrays, mask, blocks, fused=fused, interpret=interpret)
-
-  runs = 2 if folded else 1  # of successive queries
-  return _by_part(from_place, index, keys // queries if causal else 1, queries // runs)
+  options = Options(query.shape[2], blocks, fused=fused, interpret=interpret)
+  parts = keys // queries if causal else 1
+  if parts > 1:
+    seen, runs = SeenKeys(group=1, keys=keys), 2 if folded else 1  # of successive queries
+    places = zigzag.order(keys, parts) if folded else np.arange(keys)
+    numbers = seen.number(0, places.reshape(parts, queries))
+    part = index[0] // (queries // runs)
+    kernel = make_part_kernel(seen, numbers, part, keys + fill[1], options)
+  elif causal:
+    kernel = make_kernel(RepliesMask(group=1, time=queries, fill=fill), options)
+  else:
+    kernel = make_kernel(mask_lib.FullMask((queries + fill[0], keys + fill[1])), options)
+  return _run(query, key, value, query_segment, key_segment, kernel, fill)
 
 
 def attend_replies(
@@ -137,7 +191,7 @@ def attend_replies(
   """Like `attention_xla.attend_replies`.
 
   index: positions of the queries in their reply; they are one of several equal shards of it.
-  fused: see `make_kernel`.
+  fused: see `Options`.
   """
   batch, group, time = query.shape[:3]
   rows = query.reshape(batch, group * time, *query.shape[3:])
@@ -153,28 +207,18 @@ def attend_replies(
   key, value = join(prefix_key, own_key), join(prefix_value, own_value)
   segment = join(prefix_valid.astype(jnp.int32), own_valid.astype(jnp.int32))
 
-  def from_place(first: int) -> Array:
-    mask = RepliesMask(
-      group=group, time=time, keys=keys, prefix=prefix + between, first=first, fill=fill
-    )
-    seeing = jnp.ones(rows.shape[:2], jnp.int32)
-    arrays = (rows, key, value, seeing, segment)
-    return _run(*arrays, mask, blocks, fused=fused, interpret=interpret)
-
-  return _by_part(from_place, index, keys // time, time).reshape(query.shape)
-
-
-def _by_part(
-  from_place: Callable[[int], Array], index: Int[Array, "queries"], parts: int, length: int
-) -> Array:
-  """Calls `from_place` with the first position of this shard, a multiple of `length`.
-
-  With one shard it is static; otherwise a switch over all shards selects the mask at run time.
-  """
-  if parts == 1:
-    return from_place(0)
-  branches = [functools.partial(from_place, part * length) for part in range(parts)]
-  return jax.lax.switch(index[0] // length, branches)
+  seeing = jnp.ones(rows.shape[:2], jnp.int32)
+  options = Options(query.shape[3], blocks, fused=fused, interpret=interpret)
+  parts, begin = keys // time, prefix + between
+  if parts > 1:
+    seen = SeenKeys(group=group, keys=keys, prefix=begin)
+    tokens = np.arange(keys).reshape(parts, 1, time)
+    numbers = seen.number(np.arange(group)[:, None], tokens).reshape(parts, group * time)
+    columns = key.shape[1] + fill[1]
+    kernel = make_part_kernel(seen, numbers, index[0] // time, columns, options)
+  else:
+    kernel = make_kernel(RepliesMask(group=group, time=time, prefix=begin, fill=fill), options)
+  return _run(rows, key, value, seeing, segment, kernel, fill).reshape(query.shape)
 
 
 def _run(
@@ -183,15 +227,11 @@ def _run(
   value: Float[Array, "batch keys kv_heads head_dim"],
   query_segment: Int[Array, "batch queries"],
   key_segment: Int[Array, "batch keys"],
-  mask: mask_lib.Mask,
-  blocks: tuple[int, int],
-  *,
-  fused: bool,
-  interpret: bool,
+  kernel: kernel_lib.SplashAttentionKernel,
+  fill: tuple[int, int],
 ) -> Float[Array, "batch queries heads head_dim"]:
-  """Runs the kernel. The mask's shape is that of queries and keys padded to whole blocks."""
-  length = query.shape[1]
-  more, more_keys = mask.shape[0] - length, mask.shape[1] - key.shape[1]
+  """Runs the kernel. fill: numbers of queries and keys that are added up to whole blocks."""
+  length, (more, more_keys) = query.shape[1], fill
   # A query without any key would have no softmax, so padding queries see what the last one sees.
   segments = kernel_lib.SegmentIds(
     q=jnp.pad(query_segment, ((0, 0), (0, more)), mode="edge"),
@@ -200,7 +240,6 @@ def _run(
   query = query * query.shape[-1] ** -0.5
   wide = ((0, 0), (0, more), (0, 0), (0, 0)), ((0, 0), (0, more_keys), (0, 0), (0, 0))
   arrays = (jnp.pad(query, wide[0]), jnp.pad(key, wide[1]), jnp.pad(value, wide[1]))
-  kernel = make_kernel(mask, query.shape[2], blocks, fused=fused, interpret=interpret)
   # Without residuals the kernel returns one array.
   mixed = cast(Array, jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments))
   return mixed.swapaxes(1, 2)[:, :length].astype(value.dtype)
@@ -219,36 +258,103 @@ def choose_block(*parts: int) -> int:
   return next(block for block in BLOCKS if padding(block) <= most)
 
 
-def make_kernel(
-  mask: mask_lib.Mask,
-  heads: int,
-  blocks: tuple[int, int],
-  *,
-  fused: bool = False,
-  interpret: bool,
-) -> kernel_lib.SplashAttentionKernel:
-  """Makes the kernel of a mask whose sides are multiples of those of a block.
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a kernel needs besides its mask.
 
+  blocks: queries and keys of a block.
   fused: one kernel for the whole backward pass, which computes logits once: five products instead
     of seven. Gradients of queries leave it in parts, one for each block of keys, and are summed.
+  interpret: emulate the kernel, on any platform.
   """
-  rows, keys = blocks
-  sizes = kernel_lib.BlockSizes(
-    block_q=rows,
-    block_kv=keys,
-    block_kv_compute=keys,
-    block_q_dkv=rows,
-    block_kv_dkv=keys,
-    block_kv_dkv_compute=keys,
-    block_q_dq=None if fused else rows,
-    block_kv_dq=None if fused else keys,
-    use_fused_bwd_kernel=fused,
-  )
+
+  heads: int
+  blocks: tuple[int, int]
+  fused: bool = False
+  interpret: bool = False
+
+  @property
+  def sizes(self) -> kernel_lib.BlockSizes:
+    """The sides of the blocks in each pass."""
+    rows, keys = self.blocks
+    return kernel_lib.BlockSizes(
+      block_q=rows,
+      block_kv=keys,
+      block_kv_compute=keys,
+      block_q_dkv=rows,
+      block_kv_dkv=keys,
+      block_kv_dkv_compute=keys,
+      block_q_dq=None if self.fused else rows,
+      block_kv_dq=None if self.fused else keys,
+      use_fused_bwd_kernel=self.fused,
+    )
+
+
+def make_kernel(mask: mask_lib.Mask, options: Options) -> kernel_lib.SplashAttentionKernel:
+  """Makes the kernel of a mask whose sides are multiples of those of a block."""
   return kernel_lib.make_splash_mha(
-    mask_lib.MultiHeadMask([mask] * heads),
-    block_sizes=sizes,
+    mask_lib.MultiHeadMask([mask] * options.heads),
+    block_sizes=options.sizes,
     head_shards=1,
     q_seq_shards=1,
     residual_checkpoint_name=KEPT,
-    interpret=interpret,
+    interpret=options.interpret,
   )
+
+
+def make_part_kernel(
+  seen: SeenKeys,
+  numbers: Int[np.ndarray, "parts queries"],
+  part: Int[Array, ""],
+  keys: int,
+  options: Options,
+) -> kernel_lib.SplashAttentionKernel:
+  """Makes the kernel of one part of the queries.
+
+  numbers: of the queries of all parts; padding queries see what the last one sees.
+  keys: their number, a multiple of a block's.
+  """
+  numbers = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % options.blocks[0])), mode="edge")
+  blocks = seen.blocks(numbers, keys, options.blocks)
+
+  def of_part(x: np.ndarray) -> Array:
+    return jax.lax.dynamic_slice_in_dim(jnp.asarray(x), part, 1)
+
+  def info(next_block: np.ndarray) -> mask_info_lib.MaskInfo:
+    return mask_info_lib.MaskInfo(
+      data_next=of_part(next_block),
+      mask_next=None,
+      block_mask=of_part(blocks.astype(np.int8)),
+      partial_mask_blocks=None,
+      q_sequence=cast(Any, of_part(numbers)[0]),
+    )
+
+  by_query = info(_next_blocks(blocks))
+  return kernel_lib.SplashAttentionKernel(
+    by_query,
+    None if options.fused else by_query,
+    info(_next_blocks(blocks.swapaxes(1, 2)).swapaxes(1, 2)),
+    block_sizes=options.sizes,
+    is_mqa=False,
+    save_residuals=False,
+    mask_value=kernel_lib.DEFAULT_MASK_VALUE,
+    attn_logits_soft_cap=None,
+    residual_checkpoint_name=KEPT,
+    mask_function=seen,
+    interpret=options.interpret,
+  )
+
+
+def _next_blocks(
+  blocks: Bool[np.ndarray, "parts outer inner"],
+) -> Int[np.ndarray, "parts outer inner"]:
+  """At each block, the inner index of the next one that is computed, itself included.
+
+  The kernel loads it ahead. After the last one, the first.
+  """
+  flat = blocks.reshape(len(blocks), -1)
+  count = flat.shape[1]
+  places = np.where(flat, np.arange(count), count)
+  following = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
+  following = np.where(following == count, following[:, :1], following)
+  return (following % blocks.shape[2]).reshape(blocks.shape).astype(np.int16)
