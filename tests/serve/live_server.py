@@ -26,7 +26,7 @@ from vr_jax.train import run_context
 # Fields of requests that OpenAI's client doesn't know.
 EXTRA = (
   *("top_k", "min_p", "reply", "video_start", "video_end"),
-  *("media_io_kwargs", "mm_processor_kwargs"),
+  *("media_io_kwargs", "mm_processor_kwargs", "recipe_instruction"),
 )
 
 

@@ -187,9 +187,7 @@ class ChatServer:
     except BaseException:
       place.leave()
       raise
-    return responses.JSONResponse(
-      responses_lib.whole(head, prepared, done, self.preparer.prompt_hash)
-    )
+    return responses.JSONResponse(responses_lib.whole(head, prepared, done))
 
   async def _prepare(self, body: request_body.RequestBody) -> preparation.PreparedRequest:
     """Reads a body; parses and prepares the request in it on a thread."""
@@ -270,7 +268,7 @@ class ChatServer:
         return
       if at_end:
         yield piece(head, {"content": responses_lib.content(prepared, event)})
-      details = responses_lib.details(prepared, event, self.preparer.prompt_hash)
+      details = responses_lib.details(prepared, event)
       yield piece(head, {}, event.finish_reason, vr_jax=details)
       if prepared.request.include_usage:
         fields = head.fields(responses_lib.PIECE)

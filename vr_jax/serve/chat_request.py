@@ -75,6 +75,7 @@ class ChatRequest:
   min_pixels, max_pixels: of an image or of a frame, as in config.model.
   video_start, video_end: what is shown of each video, seconds.
   reply: full, or answer: only the text between the answer tags.
+  recipe_instruction: whether the recipe's is added; None: if there is no system message.
   """
 
   messages: tuple[ChatMessage, ...]
@@ -95,6 +96,17 @@ class ChatRequest:
   video_start: float | None = None
   video_end: float | None = None
   reply: str | None = None
+  recipe_instruction: bool | None = None
+
+  @property
+  def adds_instruction(self) -> bool:
+    """Whether the recipe's instruction is added to the last text. A system message is the client's.
+
+    A judge's prompt, say, has instructions of its own, which the recipe's would contradict.
+    """
+    if self.recipe_instruction is None:
+      return self.messages[0].role != "system"
+    return self.recipe_instruction
 
 
 # Each reads the value of a field, and returns fields of ChatRequest.
@@ -330,4 +342,5 @@ READERS: Mapping[str, _Reader] = {
   "video_start": _number("video_start", float, 0),
   "video_end": _number("video_end", float, 0, open_low=True),
   "reply": _text("reply", "full", "answer"),
+  "recipe_instruction": _flag("recipe_instruction"),
 }

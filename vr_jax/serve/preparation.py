@@ -2,9 +2,10 @@
 
 One message with one video is a question of the recipe: its environment says what is shown, adds the
 instruction, and plays the turns. A recipe of one turn also answers conversations with images,
-several videos, or none; the instruction is added to the last text then. Media stand where the
-client put them. Evaluation knows more of an example than a client can say (its type of problem, its
-options), so its prompt may differ where the environment uses that.
+several videos, or none; the instruction is added to the last text then, unless the client has a
+system message or asks without it. Media stand where the client put them. Evaluation knows more of
+an example than a client can say (its type of problem, its options), so its prompt may differ where
+the environment uses that.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ class PreparedRequest:
   dialogue: encodes later turns, as row 0; None if there are none.
   example, pool: what is asked, and the number of frames, for `Environment.parse_action`.
   about_media: what was shown of each image and video, for the response.
+  prompt_hash: of the text around a question, and of the instruction if it was added.
   """
 
   request: chat_request.ChatRequest
@@ -50,6 +52,7 @@ class PreparedRequest:
   example: records.Example
   pool: int
   about_media: tuple[dict[str, Any], ...]
+  prompt_hash: str
 
 
 class Preparer:
@@ -57,7 +60,6 @@ class Preparer:
 
   max_tokens: the most tokens of a reply.
   reply: what a client gets that does not say it, full or answer.
-  prompt_hash: of the text around a question, and of the instruction.
   """
 
   def __init__(
@@ -72,7 +74,7 @@ class Preparer:
     self._context, self.max_tokens = context, max_tokens
     self._media = shown_media.MediaOpener(context, library)
     self.reply = reply or ("answer" if context.environment.turns > 1 else "full")
-    self.prompt_hash = _hash_template(context)
+    self._hashes = {each: _hash_template(context, add=each) for each in (True, False)}
     self._processor = functools.lru_cache(maxsize=16)(self._make_processor)
 
   def prepare(
@@ -162,11 +164,12 @@ class Preparer:
     if not text.strip():
       raise chat_request.wrong(f"messages[{len(request.messages) - 1}]", "holds no text")
     is_question = len(request.messages) == 1 and [clip.kind for clip in clips] == ["video"]
+    is_question &= request.adds_instruction
     if environment.turns > 1 and not is_question:
       raise request_error.RequestError(
         400,
         "messages: this recipe plays several turns about one video; send one message of the user "
-        "with one video_url and a text",
+        "with one video_url and a text, and leave recipe_instruction out",
         param="messages",
       )
     example = _example(text)
@@ -187,7 +190,10 @@ class Preparer:
       )
       encoded = self._encode_question(processor, talk, clips[0], opening, found)
     else:
-      turns = _conversation(request.messages, clips, environment.question(_example(_last(message))))
+      question = _last(message)
+      if request.adds_instruction:
+        question = environment.question(_example(question))
+      turns = _conversation(request.messages, clips, question)
       encoded = processor.encode_conversation(turns, name=_NAME)
     if found is not None and encoded.features is None:
       encoded = dataclasses.replace(encoded, features=found)
@@ -200,6 +206,7 @@ class Preparer:
       example=example,
       pool=pool,
       about_media=self._describe(processor, clips, encoded),
+      prompt_hash=self._hashes[request.adds_instruction],
     )
 
   def _check_media(
@@ -314,9 +321,11 @@ def _conversation(
   return [*turns[:-1], dataclasses.replace(last, parts=parts)]
 
 
-def _hash_template(context: run_context.RunContext) -> str:
-  """The hash of a prompt without media: what stands around a question, and the instruction."""
-  question = context.environment.question(_example("{question}"))
+def _hash_template(context: run_context.RunContext, *, add: bool) -> str:
+  """The hash of a prompt without media: what stands around a question. add: the instruction."""
+  question = "{question}"
+  if add:
+    question = context.environment.question(_example(question))
   encoded = context.processor.encode(question, None)
   ids = encoded.tokens.tolist()
   text = context.processor.tokenizer.decode(ids, skip_special_tokens=False)

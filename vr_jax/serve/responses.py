@@ -46,7 +46,6 @@ def whole(
   head: ResponseHead,
   prepared: preparation.PreparedRequest,
   done: engine.FinishedReply,
-  prompt_hash: str,
 ) -> dict[str, Any]:
   """The response without `stream`."""
   message = {"role": "assistant", "content": content(prepared, done)}
@@ -55,7 +54,7 @@ def whole(
     **head.fields(WHOLE),
     "choices": [choice],
     "usage": usage(done),
-    "vr_jax": details(prepared, done, prompt_hash),
+    "vr_jax": details(prepared, done),
   }
 
 
@@ -68,9 +67,7 @@ def usage(done: engine.FinishedReply) -> dict[str, int]:
   }
 
 
-def details(
-  prepared: preparation.PreparedRequest, done: engine.FinishedReply, prompt_hash: str
-) -> dict[str, Any]:
+def details(prepared: preparation.PreparedRequest, done: engine.FinishedReply) -> dict[str, Any]:
   """What was shown and how it was sampled, beyond OpenAI's fields.
 
   media: of each image and video, the frames, their times (s), and their size (pixels).
@@ -80,7 +77,7 @@ def details(
   settings = prepared.settings
   found = {
     "media": prepared.about_media,
-    "prompt_hash": prompt_hash,
+    "prompt_hash": prepared.prompt_hash,
     "reply": prepared.request.reply,
     "answered": done.answer is not None,
     "temperature": settings.temperature,
