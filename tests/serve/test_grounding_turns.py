@@ -43,5 +43,5 @@ def test_the_key_frame_is_shown_in_a_second_turn(served, root, monkeypatch):
   assert second["frames"] == [2] and second["reply"]
   assert found.usage.prompt_tokens > alone.usage.prompt_tokens
   assert live_server.text(found) == f"{first['reply']}\n{second['reply']}"
-  (key_frame,) = [each for each in shown if each is not None and each.frames]
+  _, key_frame = [each for each in shown if each is not None and each.frames]
   assert "a mark" in " ".join(key_frame.texts)
