@@ -1,11 +1,12 @@
 """The progress of all episodes of a batch in NumPy arrays: no Python for each episode and chunk.
 
-    start -> [inputs of a chunk -> add_replies -> add_observation] … -> rollout
+    start -> [inputs of a chunk -> add_replies -> add_observations] … -> rollout
 
 An episode is a row of the table. Every process knows the progress of all episodes; tokens and
 observations are kept by the process that has the prompt.
 """
 
+from collections.abc import Mapping
 import dataclasses
 
 from jaxtyping import Bool, Float, Int, PyTree
@@ -70,15 +71,17 @@ class EpisodeTable:
     # Where each turn, and the reply in it, begins; and position minus index of the reply's tokens.
     self._turn_starts, self._reply_starts = np.zeros((2, len(slot), schedule.turns), np.int64)
     self._offsets = np.zeros((len(slot), schedule.turns), np.int64)
+    # Position and frames before each turn.
+    self._positions_before, self._frames_before = np.zeros((2, len(slot), schedule.turns), np.int64)
     self._offsets[:, 0] = self.position
     # Tokens of this process's episodes, by own_row * group + group_index.
     self._stored = np.where(self.own_row < 0, EMPTY, self.own_row * group + self.group_index)
     count = len(here) * group
     self.shown: list[list[episodes_lib.EncodedObservation]] = [[] for _ in range(count)]
+    self._media_index: list[list[Int[np.ndarray, "tokens"]]] = [[] for _ in range(count)]
     self._tokens = np.zeros((count, 0), np.int32)
     self._log_probs = np.zeros((count, 0), np.float32)
-    self._media_index = np.zeros((count, 0), np.int32)
-    self._positions = np.zeros((count, 0, position_axes), np.int32)
+    self._stride = 0
     self._make_room(min(schedule.episode_buckets))
 
   def __len__(self) -> int:
@@ -174,12 +177,17 @@ class EpisodeTable:
     for total in (self.written, self.position, self.reply_length):
       total[episodes] += counts
 
-  def replies(self, episode: int) -> episodes_lib.ReplyTokens:
-    """Token ids of all turns of one of this process's episodes."""
-    tokens, turns = self._tokens[self._stored[episode]], range(self.turn[episode] + 1)
-    ends = [*self._turn_starts[episode, 1 : self.turn[episode] + 1], self.written[episode]]
-    starts = self._reply_starts[episode]
-    return tuple(tuple(tokens[starts[turn] : ends[turn]].tolist()) for turn in turns)
+  def replies(self, episodes: Int[np.ndarray, "some"]) -> list[episodes_lib.ReplyTokens]:
+    """Token ids of all turns, of some of this process's episodes."""
+    turn = self.turn[episodes]
+    ends = np.roll(self._turn_starts[episodes], -1, axis=1)
+    ends[np.arange(len(turn)), turn] = self.written[episodes]
+    tokens, spans = self._tokens, np.stack([self._reply_starts[episodes], ends], axis=2).tolist()
+    rows = zip(self._stored[episodes].tolist(), spans, (turn + 1).tolist(), strict=True)
+    return [
+      tuple(tuple(tokens[row, start:end].tolist()) for start, end in turns[:count])
+      for row, turns, count in rows
+    ]
 
   def check_fits(self, episode: int, shown: episodes_lib.EncodedObservation) -> None:
     """Raises InputError if an observation and a reply to it do not fit the buckets."""
@@ -206,26 +214,23 @@ class EpisodeTable:
     borders = np.flatnonzero(np.diff(number[by_batch])) + 1
     return np.split(order[by_batch], borders) if len(order) else []
 
-  def add_observation(
+  def add_observations(
     self,
-    episode: int,
-    shown: episodes_lib.EncodedObservation,
-    media_index: Int[np.ndarray, "time"],
+    made: Mapping[int, episodes_lib.EncodedObservation],
+    media_index: Mapping[int, Int[np.ndarray, "time"]],
     stride: int,
   ) -> None:
-    """Keeps an observation of one of this process's episodes; `start_next_turn` counts it.
+    """Keeps observations of this process's episodes; `start_next_turn` counts them.
 
-    media_index: media tokens counted within the observation; -1 for text.
+    made: by episode.
+    media_index: by episode, media tokens counted within the observation; -1 for text.
     stride: media tokens of a frame.
     """
-    row, start = self._stored[episode], int(self.written[episode])
-    part = slice(start, start + len(shown.tokens))
-    self._make_room(part.stop)
-    self.shown[row].append(shown)
-    self._tokens[row, part], self._log_probs[row, part] = shown.tokens, 0
-    self._positions[row, part] = shown.positions + self.position[episode]
-    index = np.where(media_index >= 0, media_index + self.frames[episode] * stride, -1)
-    self._media_index[row, part] = index
+    for one, observation in made.items():
+      row = self._stored[one]
+      self.shown[row].append(observation)
+      self._media_index[row].append(media_index[one])
+    self._stride = stride
 
   def start_next_turn(
     self, episodes: Int[np.ndarray, "some"], sizes: Int[np.ndarray, "some sizes"]
@@ -234,6 +239,8 @@ class EpisodeTable:
     self.turn[episodes] += 1
     turn = self.turn[episodes]
     self._turn_starts[episodes, turn] = self.written[episodes]
+    self._positions_before[episodes, turn] = self.position[episodes]
+    self._frames_before[episodes, turn] = self.frames[episodes]
     self.written[episodes] += sizes[:, 0]
     self.position[episodes] += sizes[:, 1]
     self.frames[episodes] += sizes[:, 2]
@@ -260,15 +267,14 @@ class EpisodeTable:
       kind[begun & (column < self._reply_starts[own, number, None])] = records.Kind.ENVIRONMENT
     padding = column >= self.written[own, None]
     turn[padding], kind[padding] = 0, int(records.Kind.PAD)
-    tokens, log_probs, index, positions = (
-      x[:, :length].copy()
-      for x in (self._tokens, self._log_probs, self._media_index, self._positions)
-    )
+    tokens, log_probs = (x[:, :length].copy() for x in (self._tokens, self._log_probs))
+    positions = np.zeros((*turn.shape, self._axes), np.int32)
+    index = np.full(turn.shape, -1, np.int32)
+    self._fill_in(own, tokens, positions, index)
     sampled = kind == records.Kind.MODEL
     places = column + np.take_along_axis(self._offsets[own], turn, axis=1)
     positions[sampled] = places[sampled][:, None]
-    tokens[padding], log_probs[padding], positions[padding] = 0, 0, 0
-    index[kind != records.Kind.ENVIRONMENT] = -1
+    tokens[padding], log_probs[~sampled] = 0, 0
     index[index >= 0] += np.repeat(self.group_index[own] * each, (index >= 0).sum(axis=1))
     visible_from, window = None, self._schedule.window
     if window is not None and self._schedule.forgets:
@@ -293,6 +299,31 @@ class EpisodeTable:
       ),
     )
 
+  def _fill_in(
+    self,
+    own: Int[np.ndarray, "own"],
+    tokens: Int[np.ndarray, "own time"],
+    positions: Int[np.ndarray, "own time axes"],
+    media_index: Int[np.ndarray, "own time"],
+  ) -> None:
+    """Writes all observations into arrays of this process's episodes."""
+    shown = [one for row in self.shown for one in row]
+    if not shown:
+      return
+    counts = np.array([len(row) for row in self.shown])
+    row = np.repeat(np.arange(len(counts)), counts)
+    place = own[row], 1 + _rank_within(row)  # episode and turn of each
+    lengths = np.array([len(one.tokens) for one in shown])
+    each = np.repeat(np.arange(len(shown)), lengths)
+    within = np.arange(len(each)) - (np.cumsum(lengths) - lengths)[each]
+    at = row[each], self._turn_starts[place][each] + within
+    tokens[at] = np.concatenate([one.tokens for one in shown])
+    before = self._positions_before[place][each, None]
+    positions[at] = np.concatenate([one.positions for one in shown]) + before
+    index = np.concatenate([part for parts in self._media_index for part in parts])
+    seen = (self._frames_before[place] * self._stride)[each]
+    media_index[at] = np.where(index >= 0, index + seen, -1)
+
   def shown_by_prompt(self) -> list[list[list[episodes_lib.EncodedObservation]]]:
     """The observations, [prompts][group][turns]."""
     group = self._group
@@ -313,9 +344,7 @@ class EpisodeTable:
     if length + spare <= self._tokens.shape[1]:
       return
     wide = min((b for b in self._schedule.episode_buckets if b >= length), default=length) + spare
-    self._tokens, self._log_probs, self._positions, self._media_index = (
-      _widened(x, wide) for x in (self._tokens, self._log_probs, self._positions, self._media_index)
-    )
+    self._tokens, self._log_probs = (_widened(x, wide) for x in (self._tokens, self._log_probs))
 
 
 def _widened(x: np.ndarray, width: int) -> np.ndarray:

@@ -108,8 +108,9 @@ def play(
       decoding_episodes = decoding_episodes[~np.isin(decoding_episodes, just_finished)]
       unfinished = just_finished[table.turn[just_finished] + 1 < schedule.turns]
       awaiting = np.concatenate([awaiting, unfinished])
-      for one in unfinished[own[unfinished]].tolist():
-        arguments = int(table.own_row[one]), int(table.group_index[one]), table.replies(one)
+      mine = unfinished[own[unfinished]]
+      places = table.own_row[mine].tolist(), table.group_index[mine].tolist()
+      for one, *arguments in zip(mine.tolist(), *places, table.replies(mine), strict=True):
         encoding[one] = threads.submit(turns.observe, *arguments)
   finally:
     for future in encoding.values():
@@ -293,9 +294,11 @@ class EpisodeBatch:
     if absent:
       padded = self._turns.pad([made[one] for one in absent], sizes)
       media_index |= zip(absent, padded.media_index, strict=True)
-    for one in own:
-      index = media_index[one][: len(made[one].tokens)]
-      table.add_observation(one, made[one], index, self._tokens_per_frame)
+    table.add_observations(
+      {one: made[one] for one in own},
+      {one: media_index[one][: len(made[one].tokens)] for one in own},
+      self._tokens_per_frame,
+    )
     table.start_next_turn(episodes, ready.sizes)
 
   def finish(self, idle_seconds: float) -> episodes_lib.EpisodeRollout:
