@@ -109,9 +109,10 @@ def play(
       unfinished = just_finished[table.turn[just_finished] + 1 < schedule.turns]
       awaiting = np.concatenate([awaiting, unfinished])
       mine = unfinished[own[unfinished]]
-      places = table.own_row[mine].tolist(), table.group_index[mine].tolist()
-      for one, *arguments in zip(mine.tolist(), *places, table.replies(mine), strict=True):
-        encoding[one] = threads.submit(turns.observe, *arguments)
+      rows, indices = table.own_row[mine].tolist(), table.group_index[mine].tolist()
+      asked = zip(mine.tolist(), rows, indices, table.replies(mine), strict=True)
+      for one, row, group_index, replies in asked:
+        encoding[one] = threads.submit(turns.observe, row, group_index, replies)
   finally:
     for future in encoding.values():
       future.cancel()
