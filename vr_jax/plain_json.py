@@ -45,9 +45,12 @@ def build(cls: type[_Built], value: Any) -> _Built:
 
 
 def _plain(value: Any, wanted: Any) -> Any:
-  """A value as its field declares it: lists as tuples, whole numbers as floats."""
+  """A value as its field declares it: lists as tuples, whole numbers as floats, also in objects."""
   if isinstance(value, list):
     return tuple(value)
+  origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+  if isinstance(value, dict) and args and issubclass(origin, Mapping):
+    return {name: _plain(each, args[1]) for name, each in value.items()}
   return float(value) if wanted is float else value
 
 

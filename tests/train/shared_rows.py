@@ -46,7 +46,7 @@ def watch(note: Any) -> None:
 
   def prefetch_noted(source: Any, params: Any) -> None:
     prefetch(source, params)
-    prompt = source.prefetched.featurized.prompt
+    prompt = source.read_ahead[-1].featurized.prompt
     note(ahead=list(prompt.tokens.shape))
 
   videop2r.VideoP2R.score = score_observed

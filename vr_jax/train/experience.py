@@ -89,12 +89,11 @@ class Experience:
 class PrefetchedBatch:
   """A batch that was read ahead.
 
-  featurized: the same batch on the devices.
+  featurized: it, on the devices.
   iterator_state: of the iterator over batches, after this batch.
   """
 
-  batch: batching.Batch
-  featurized: vision_features.FeaturizedBatch | None
+  featurized: vision_features.FeaturizedBatch
   iterator_state: Mapping[str, Any]
 
 
@@ -129,9 +128,7 @@ class Collector:
   def _read(self, params: PyTree) -> PrefetchedBatch:
     batch = next(self.batches)
     featurized = vision_features.prompt_with_features(self.context, params, batch, self.cache)
-    return PrefetchedBatch(
-      batch=batch, featurized=featurized, iterator_state=self.batches.get_state()
-    )
+    return PrefetchedBatch(featurized=featurized, iterator_state=self.batches.get_state())
 
   def collect(self, params: PyTree, step: int, timer: step_timer_lib.StepTimer) -> Experience:
     """Collects the experience of a step, and begins that of the next one with rl.carry_over.
@@ -145,15 +142,11 @@ class Collector:
         return self._collect(params, key, timer, next_step=step + 1)
       return self._collect_groups_with_signal(params, key, timer)
 
-  def _peek(self, params: PyTree) -> tuple[PrefetchedBatch, vision_features.FeaturizedBatch]:
-    """The batch that is sampled next, and the same on the devices; it stays the next one."""
-    read = self.read_ahead.popleft() if self.read_ahead else self._read(params)
-    featurized = read.featurized or vision_features.prompt_with_features(
-      self.context, params, read.batch, self.cache
-    )
-    read = dataclasses.replace(read, featurized=featurized)
-    self.read_ahead.appendleft(read)
-    return read, featurized
+  def _peek(self, params: PyTree) -> PrefetchedBatch:
+    """The batch that is sampled next; it stays the next one."""
+    if not self.read_ahead:
+      self.read_ahead.append(self._read(params))
+    return self.read_ahead[0]
 
   def _following(
     self, params: PyTree, step: int, like: records.Prompt
@@ -165,7 +158,7 @@ class Collector:
     rl = self.context.config.rl
     if not rl.carry_over or step > rl.steps:
       return None
-    prompt = self._peek(params)[1].prompt
+    prompt = self._peek(params).featurized.prompt
     if jax.tree.map(jnp.shape, prompt) != jax.tree.map(jnp.shape, like):
       return None
     return refill_sampler.NextBatch(
@@ -180,9 +173,9 @@ class Collector:
     timer: step_timer_lib.StepTimer,
     next_step: int = 0,
   ) -> Experience:
-    prefetched, featurized = self._peek(params)
+    read = self._peek(params)
     self.read_ahead.popleft()
-    batch, prompt = featurized.batch, featurized.prompt
+    batch, prompt = read.featurized.batch, read.featurized.prompt
     following = self._following(params, next_step, prompt)
     timer.record("data", device_idle=True)
     context, begun = self.context, self.begun
@@ -232,9 +225,9 @@ class Collector:
       + len(rollouts) * encoded.tokens.size,
       useful_tokens=sum(int(length.sum()) for length in lengths) + all_prompt_tokens,
       scores_future=pending,
-      iterator_state=prefetched.iterator_state,
+      iterator_state=read.iterator_state,
       begun=played.begun,
-      metrics=featurized.metrics | self._carried_metrics(begun),
+      metrics=read.featurized.metrics | self._carried_metrics(begun),
     )
 
   def _carried_metrics(self, begun: written_replies.WrittenReplies | None) -> dict[str, float]:

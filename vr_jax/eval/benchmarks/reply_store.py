@@ -120,13 +120,11 @@ class ReplyStore:
     self.about()
     path = self.directory / "media.json"
     try:
-      found = plain_json.build(AskedMedia, _read_json(path))
+      return plain_json.build(AskedMedia, _read_json(path))
     except ValueError as error:
       raise InputError(
         f"{path}: is damaged: {error}; remove its directory and ask again"
       ) from error
-    files = {name: (size, time) for name, (size, time) in found.files.items()}
-    return dataclasses.replace(found, files=files)
 
   def read(self) -> dict[str, StoredReply]:
     """The replies by id. A line that a kill has cut is left out: its question is asked again.
