@@ -287,7 +287,8 @@ def test_frames_of_a_benchmarks_folders_are_compared_and_what_is_not_is_named(fi
   ffmpeg.run("-i", films / "1.mp4", "-vf", "fps=3", "-q:v", "4", benchmark / "tvqa/x/%05d.jpg")
   for number, side in enumerate((40, 60)):
     Image.new("RGB", (side, side)).save(benchmark / "images" / f"{number}.png")
-  for name in ("videos.zip", "questions.json", "README"):
+  for name in ("videos.zip", "questions.json", "README", "LICENSE", "blobs/9f3a", "v_1"):
+    (benchmark / name).parent.mkdir(exist_ok=True)
     (benchmark / name).write_bytes(b"[]")
   made = runs.config(1)
   made.construct.update(videos=str(films), benchmarks=str(benchmark), captions="c.jsonl")
@@ -297,7 +298,7 @@ def test_frames_of_a_benchmarks_folders_are_compared_and_what_is_not_is_named(fi
   assert "look like those of tvqa/x" in known.in_benchmark["1.mp4"]
   found = known.comparison
   assert found is not None and (found.videos, found.folders) == (0, 1)
-  assert [*found.not_compared] == ["images", "videos.zip"]
+  assert [*found.not_compared] == ["images", "blobs/9f3a", "v_1", "videos.zip"]
   assert "pixels" in found.not_compared["images"]
   # Another picture is another benchmark, and what was kept of its frames is read anew.
   about = benchmark_files.describe(benchmark)

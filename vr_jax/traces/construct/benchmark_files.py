@@ -18,6 +18,7 @@ _TEXTS = (
   *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".srt", ".vtt", ".ass", ".yaml", ".yml"),
   *(".py", ".ipynb", ".sh", ".html", ".pdf", ".gitattributes", ".gitignore", ".lock", ".metadata"),
 )
+_TEXTS_BY_NAME = ("readme", "license", "licence", "copying", "notice", "authors", "makefile")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class BenchmarkFiles:
   """Files of benchmarks, as paths relative to their directory.
 
   folders: names of the pictures of each folder that has some, in order.
-  others: files that may have frames nobody reads: archives, tables, unknown suffixes.
+  others: files that may have frames nobody reads: archives, tables, unknown suffixes or none.
   """
 
   videos: tuple[str, ...]
@@ -64,7 +65,7 @@ def find(folder: Path) -> BenchmarkFiles:
       f"--config.construct.benchmarks={folder}: holds no videos ({', '.join(VIDEOS)}) and no "
       "folders of pictures"
     )
-  others = [n for n in files if n not in pictures and _suffix(n) not in (*VIDEOS, *_TEXTS, "")]
+  others = [n for n in files if n not in pictures and not _is_text(n) and _suffix(n) not in VIDEOS]
   return BenchmarkFiles(videos=videos, folders=folders, others=tuple(others))
 
 
@@ -88,6 +89,10 @@ def compare(found: BenchmarkFiles, bad: Sequence[Mapping[str, str]]) -> Benchmar
     folders=len(found.folders) - len(problems),
     not_compared={**problems, **dict.fromkeys(found.others, "neither a video nor a picture")},
   )
+
+
+def _is_text(name: str) -> bool:
+  return _suffix(name) in _TEXTS or PurePosixPath(name).name.lower() in _TEXTS_BY_NAME
 
 
 def _suffix(name: str) -> str:
