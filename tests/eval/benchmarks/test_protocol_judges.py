@@ -87,6 +87,9 @@ def test_tempcompasss_judge_reads_what_the_rules_cant(judge, server):
     plain = score_table.make(protocols.get(name), some, given)
     assert plain.values["accuracy"].value == pytest.approx(20)
     assert (plain.questions, plain.unparsed, plain.by_rule) == (5, 3, counted)
+    told = [line for line in scored_protocol.notes([plain]) if "judge (" in line]
+    wrong = f"{name}: 3 answers that no rule reads count as wrong: no judge (--judge)"
+    assert told == ([wrong] if counted else [])
   row = score_table.make(protocols.get("tempcompass@disable_llm"), some, given, judge=judge)
   assert row.values["accuracy"].value == pytest.approx(20) and row.judge == ""
 

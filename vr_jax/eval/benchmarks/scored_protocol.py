@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 import dataclasses
 import math
 
-from vr_jax.eval.benchmarks import statistics
+from vr_jax.eval.benchmarks import protocols, statistics
 
 FEW_VIDEOS = 20  # below, fewer than 93 % of intervals may hold the true value (docs/evaluation.md)
 
@@ -31,7 +31,8 @@ class ScoredProtocol:
   unreadable: verdicts of the judge that could not be read.
   not_judged: prompts that it refused or can't hold, by cause.
   base_unreadable, base_not_judged: the same of the other policy's replies.
-  by_rule: answers that the protocol has a judge read, and our rule read for want of one.
+  by_rule: answers that the protocol has a judge read, and for want of one our rule read, or could
+    not.
   judge: the model that scored; "" for rules alone.
   agreed, compared: of `compared` answers that both the judge and our strict rule read, on how many
     they agree whether it is right.
@@ -98,10 +99,10 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
         f"{row.protocol}: steps of {row.unjudged} replies not judged: no judge (--judge)"
       )
     if row.by_rule:
-      found.append(
-        f"{row.protocol}: {row.by_rule} answers that a judge is to read are read by a rule: no "
-        "judge (--judge)"
-      )
+      said = "that a judge is to read are read by a rule"
+      if protocols.get(row.protocol).judge_reads == "unread":
+        said = "that no rule reads count as wrong"
+      found.append(f"{row.protocol}: {row.by_rule} answers {said}: no judge (--judge)")
     found += [f"{row.protocol}: {line}" for line in _judge_notes(row)]
     if row.beside:
       found.append(
