@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from rich import console as rich_console
@@ -101,6 +102,13 @@ def test_several_benchmarks_have_a_mean_with_its_error():
   assert score_table.further_values(rows) == []
   rows.append(row("mmvu@mc", "accuracy", values={"accuracy": interval(50.0, 4.0)}))
   assert score_table.further_values(rows) == ["mean of 2 benchmarks: 55.0 (standard error 2.5)"]
+  marks = row("mlvu@official", "G-Avg", values={"G-Avg": interval(6.0, 0.5)})  # 2 to 10
+  assert score_table.further_values([rows[0], marks]) == []
+  part = row("mmvu@mc", "accuracy", values={"accuracy": interval(50.0, 4.0)}, not_asked=1)
+  assert score_table.further_values([rows[0], marks, part]) == [
+    "mean of 2 benchmarks (partial) without mlvu@official (G-Avg is no percentage): 55.0 "
+    "(standard error 2.5)"
+  ]
   rows.append(row("mmvu@video_r1", "accuracy"))  # the same benchmark again
   assert score_table.further_values(rows) == []
 
@@ -151,6 +159,52 @@ def test_seeds_that_can_not_be_compared_are_refused(seeds, capsys, change, compl
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
   assert _seeds(seeds) == 2
   assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "told"),
+  [
+    ("headline", "level", "headline='level'"),
+    ("judge", "gpt-4.1-mini", "judge='gpt-4.1-mini'"),
+    ("questions", 700, "questions=700"),
+    ("missing", ["a.mp4", "b.mp4"], "missing=2 files"),
+    ("unscored", 9, "unscored=9"),
+    ("not_asked", 9, "not_asked=9"),
+  ],
+)
+def test_seeds_scored_on_other_questions_or_by_others_are_refused(
+  seeds, capsys, field, value, told
+):
+  _change_row(seeds[2], lambda one: one["values"].update(level=one["values"]["accuracy"]))
+  assert _seeds(seeds) == 0
+  _change_row(seeds[2], lambda one: one.update({field: value}))
+  capsys.readouterr()
+  assert _seeds(seeds) == 2
+  assert f"mmvu@mc has {told} in {seeds[2] / 'table.json'}" in capsys.readouterr().err
+
+
+def _change_row(seed, change):
+  """Changes the row of mmvu@mc in the table of a seed."""
+  path = seed / "table.json"
+  rows = json.loads(path.read_text())
+  change(rows[1])
+  path.write_text(json.dumps(rows))
+
+
+def test_scores_of_seeds_that_are_partial_or_no_percentages_are_marked(seeds, capsys):
+  for seed in seeds:
+    _change_row(seed, lambda one: one.update(missing=["a.mp4"], partial=True))
+    (seed / "mlvu@official").mkdir()
+    shutil.copy(seed / "mmvu@mc" / "about.json", seed / "mlvu@official")
+    rows = json.loads((seed / "table.json").read_text())
+    marks = row("mlvu@official", "G-Avg", values={"G-Avg": interval(6.0, 0.5)})
+    rows += score_table.to_json([marks])
+    (seed / "table.json").write_text(json.dumps(rows))
+  assert [each.name for each in seed_table.read(seeds)] == [
+    *("video_mmmu@official", "mmvu@mc (partial)", "mlvu@official"),
+    "mean of 2 benchmarks (partial) without mlvu@official (G-Avg is no percentage)",
+  ]
+  assert seed_table.read(seeds)[-1].scores == (50.0, 52.0, 51.0)
 
 
 def test_what_is_no_table_of_a_seed_is_named(seeds, tmp_path, capsys):

@@ -64,6 +64,11 @@ def missing_groups(metric: BenchmarkMetric, sums: group_sums.GroupSums) -> tuple
   return tuple(name for name in metric.expected if name not in sums.groups)
 
 
+def is_percentage(metric: BenchmarkMetric, name: str) -> bool:
+  """Whether a value of a metric is a percentage of 0 to 100."""
+  return not name.startswith(metric.not_shares)
+
+
 def beside_headline(
   metric: BenchmarkMetric, replies: Sequence[scored_reply.ScoredReply]
 ) -> list[scored_reply.ScoredReply]:

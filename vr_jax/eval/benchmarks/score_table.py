@@ -3,7 +3,7 @@
 No model is needed: replies are read from disk, items from the benchmark's released files.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -250,7 +250,7 @@ def _name(row: scored_protocol.ScoredProtocol) -> str:
 def further_values(rows: Iterable[scored_protocol.ScoredProtocol]) -> list[str]:
   """A line for each published value beside the headline, with its interval and change.
 
-  The last is the mean of the headlines, where there are several benchmarks, each of them once.
+  The last is the mean of the headlines that are percentages, as `name_mean` says.
   """
   rows, lines = tuple(rows), []
   for row in rows:
@@ -259,13 +259,33 @@ def further_values(rows: Iterable[scored_protocol.ScoredProtocol]) -> list[str]:
       if name in row.changes:
         line += f", change {_change(row.changes[name])}"
       lines.append(line)
-  headlines = {protocols.get(row.protocol).benchmark: row.values[row.headline] for row in rows}
-  if 1 < len(headlines) == len(rows):
-    mean, error = statistics.mean_over_benchmarks(tuple(headlines.values()))
-    lines.append(
-      f"mean of {len(rows)} benchmarks: {_number(mean)} (standard error {_number(error)})"
-    )
+  headlines = {row.protocol: row.headline for row in rows}
+  names, title = name_mean(headlines, {row.protocol for row in rows if row.is_partial})
+  if names:
+    averaged = [row.values[row.headline] for row in rows if row.protocol in names]
+    mean, error = statistics.mean_over_benchmarks(averaged)
+    lines.append(f"{title}: {_number(mean)} (standard error {_number(error)})")
   return lines
+
+
+def name_mean(headlines: Mapping[str, str], partial: Collection[str]) -> tuple[list[str], str]:
+  """Which protocols a mean over benchmarks is of, and its name, which tells what is left out.
+
+  headlines: of each protocol. partial: protocols whose scores are.
+
+  Only percentages are averaged; none, unless they are of several benchmarks, each of them once.
+  """
+  found = {name: protocols.get(name) for name in headlines}
+  names = [
+    name
+    for name, protocol in found.items()
+    if aggregation.is_percentage(aggregation.get(protocol.metric), headlines[name])
+  ]
+  if not 1 < len({found[name].benchmark for name in names}) == len(names):
+    return [], ""
+  title = f"mean of {len(names)} benchmarks{' (partial)' if {*names} & {*partial} else ''}"
+  others = [f"{name} ({headlines[name]} is no percentage)" for name in found if name not in names]
+  return names, f"{title} without {', '.join(others)}" if others else title
 
 
 WIDTH = 140  # columns of a terminal, so that no number is cut

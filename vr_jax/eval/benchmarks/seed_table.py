@@ -16,7 +16,11 @@ from rich import table as rich_table
 
 from vr_jax import plain_json
 from vr_jax.errors import InputError
-from vr_jax.eval.benchmarks import protocols, reply_store, statistics
+from vr_jax.eval.benchmarks import reply_store, score_table, statistics
+
+# What a seed's replies are of, and fields of its row in the table: the same for all seeds.
+_ASKED = ("questions", "prompts", "limit")
+_SCORED = ("headline", "judge", "questions", "missing", "unscored", "not_asked")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,22 +41,32 @@ class SeedScores:
 def read(directories: Sequence[Path], names: Sequence[str] = ()) -> list[SeedScores]:
   """Reads the scores of all protocols, or of some, that each seed's table has.
 
-  directories: the `--out` of each seed. The last line is the mean over benchmarks, if there are
-    several, each once.
+  directories: the `--out` of each seed. The last line is the mean over benchmarks, if there is one
+    (`score_table.name_mean`).
 
   Raises InputError if there are under two, or tables differ in their questions, prompts or limits,
-  or two are of the same weights.
+  in what of these was scored or by whom, or two are of the same weights.
   """
   tables = [_read_table(each) for each in directories]
   wanted = list(names) or list(tables[0])
   for name in wanted:
     _check(name, directories, tables)
-  found = [_make(name, [table[name] for table in tables]) for name in wanted]
-  benchmarks = {protocols.get(name).benchmark for name in wanted}
-  if 1 < len(benchmarks) == len(wanted):
-    means = [statistics.mean_over_benchmarks([table[name] for name in wanted]) for table in tables]
+  partial = {name for name in wanted if any(table[name].partial for table in tables)}
+  found = []
+  for name in wanted:
+    values = [table[name].value for table in tables]
+    title = f"{name} (partial)" if name in partial else name
+    errors = [each.standard_error for each in values]
+    found.append(_summary(title, [each.value for each in values], errors))
+  averaged, title = score_table.name_mean(
+    {name: tables[0][name].scored["headline"] for name in wanted}, partial
+  )
+  if averaged:
+    means = [
+      statistics.mean_over_benchmarks([table[name].value for name in averaged]) for table in tables
+    ]
     scores, errors = zip(*means, strict=True)
-    found.append(_summary(f"mean of {len(wanted)} benchmarks", scores, errors))
+    found.append(_summary(title, scores, errors))
   return found
 
 
@@ -79,16 +93,28 @@ def _summary(name: str, scores: Sequence[float], errors: Sequence[float]) -> See
   )
 
 
-def _make(name: str, values: Sequence[statistics.MetricInterval]) -> SeedScores:
-  return _summary(name, [each.value for each in values], [each.standard_error for each in values])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _SeedRow:
+  """A seed's headline, whether it is partial, and what it is of: the fields of _SCORED."""
+
+  value: statistics.MetricInterval
+  partial: bool
+  scored: Mapping[str, Any]
 
 
-def _read_table(directory: Path) -> Mapping[str, statistics.MetricInterval]:
-  """The headline of each protocol in a table."""
+def _read_table(directory: Path) -> Mapping[str, _SeedRow]:
+  """The row of each protocol in a table."""
   path = directory / "table.json"
   try:
     rows = plain_json.parse(path.read_bytes())
-    return {row["protocol"]: _headline(row) for row in rows}
+    return {
+      row["protocol"]: _SeedRow(
+        value=_headline(row),
+        partial=row["partial"],
+        scored={field: row[field] for field in _SCORED},
+      )
+      for row in rows
+    }
   except FileNotFoundError as error:
     raise InputError(f"{path}: no such file; --seeds needs the --out of each seed") from error
   except (ValueError, KeyError, TypeError) as error:
@@ -110,24 +136,36 @@ def _headline(row: Mapping[str, Any]) -> statistics.MetricInterval:
 def _check(
   name: str,
   directories: Sequence[Path],
-  tables: Sequence[Mapping[str, statistics.MetricInterval]],
+  tables: Sequence[Mapping[str, _SeedRow]],
 ) -> None:
-  """Raises InputError unless all seeds were asked the same, and are different."""
+  """Raises InputError unless all seeds were asked and scored the same, and are different."""
   asked, weights = [], []
   for directory, table in zip(directories, tables, strict=True):
     if name not in table:
       raise InputError(f"{directory / 'table.json'}: has no score of {name}")
     about = reply_store.ReplyStore(directory=directory / name).about()
-    asked.append([about.get(field) for field in ("questions", "prompts", "limit")])
+    asked.append([about.get(field) for field in _ASKED])
     weights.append(about.get("weights"))
   for directory, each in zip(directories, asked, strict=True):
     if each != asked[0]:
       raise InputError(
         f"--seeds: {name} was asked other questions in {directory} than in {directories[0]}"
       )
+  for directory, table in zip(directories, tables, strict=True):
+    for field in _SCORED:
+      one, first = (rows[name].scored[field] for rows in (table, tables[0]))
+      if one != first:
+        raise InputError(
+          f"--seeds: {name} has {field}={_short(one)} in {directory / 'table.json'}, "
+          f"{_short(first)} in {directories[0] / 'table.json'}: complete both, and score them alike"
+        )
   for place, each in enumerate(weights):
     if each and each in weights[:place]:
       other = directories[weights.index(each)]
       raise InputError(
         f"--seeds: {name} was asked of the same weights in {other} and {directories[place]}"
       )
+
+
+def _short(value: Any) -> str:
+  return f"{len(value)} files" if isinstance(value, list) else repr(value)

@@ -271,7 +271,7 @@ def _interval(
   rows = sums.counts.any(axis=1) if column is None else sums.counts[:, column] > 0
   clusters, nests = int(rows.sum()), len(np.unique(sums.nest[rows]))
   low, high, error = interval_of_draws(drawn, clusters, nests)
-  share = round(value / 100, 9) if metric and not name.startswith(metric.not_shares) else -1
+  share = round(value / 100, 9) if metric and aggregation.is_percentage(metric, name) else -1
   if low == high and share in (0, 1):
     # All answers are right, or all wrong: draws don't vary, but the next video may.
     low, high = (100 * limit for limit in intervals.wilson(share, clusters))
