@@ -115,6 +115,59 @@ def test_a_number_is_read_where_there_is_one(reply, number):
   assert read(reply, "4", "mra") == number
 
 
+@pytest.mark.parametrize(
+  ("reply", "number"),
+  [
+    ("The distance between the chair and the table is 2.5 meters.", "2.5"),
+    ("There are 5 birds flying over the lake.", "5"),
+    ("There are 5 birds over the lake and under the bridge.", "5"),
+    ("The two sofas are 1.5 m apart.", "1.5"),
+    ("The distance between the two lamps comes to 1.5 m.", "1.5"),
+    ("The two chairs differ by 0.5 m.", "0.5"),
+    ("Between the five trees, I see 4 birds.", "4"),
+    ("The three rooms together measure 42.5 square meters.", "42.5"),
+    ("The lamp above the table is 1.2 m high.", "1.2"),
+    ("Under the bridge, 7 boats are moored.", "7"),
+    ("He walks up to the door, which is 2 m wide.", "2"),
+    ("5 cups or mugs stand on the table.", "5"),
+    ("There are 5 million people below the line.", "5e+06"),
+  ],
+)
+def test_a_number_in_prose_is_read_whatever_words_are_around_it(reply, number):
+  for scorer in ("mra", "open_rule"):
+    assert read(reply, number, scorer).split()[0] == number
+
+
+@pytest.mark.parametrize(
+  "reply",
+  [
+    *(
+      "between 3 and 5",
+      "between three and 5",
+      "3 or 4 or 5",
+      "3 or five",
+      "two or 5",
+      "3 to five",
+    ),
+    *(
+      "five-6",
+      "5 – six",
+      "two sofas and 3 chairs",
+      "3 red chairs and two tables",
+      "2 times three",
+    ),
+    *("five, maybe 6", "5 birds, or perhaps six", "1.5 m or two", "two of the 5 chairs"),
+    *("not 5", "It isn't 5", "no 5", "over 5", "under 5 m", "above about 5", "up to 5", "below $5"),
+    *("at least 5", "fewer than 5", "5 or more", "5 meters or more", "5 and above", "5 or so"),
+    *("2 and a half meters", "2 dozen chairs", "3 hundred", "thirteen or 14"),
+    *("There are three chairs in room 5.", "I count three birds at 12 s"),
+  ],
+)
+def test_a_bound_a_denied_number_or_one_of_two_is_no_answer(reply):
+  for scorer in ("mra", "open_rule"):
+    assert read(reply, "5", scorer) is None
+
+
 def test_our_rule_for_numbers_scores_mean_relative_accuracy():
   assert answer_rules.score("strict", "3 meters", question("4", "mra")).score == pytest.approx(0.6)
 

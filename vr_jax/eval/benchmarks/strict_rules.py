@@ -8,8 +8,9 @@
   an option's letter or text decide, if all name the same one.
 - A letter in prose is no answer: "A man throws a ball" has none. "B or C" has none.
 - A number is the only one in its text, and not denied or bounded: "3 or 5", "not 5" and "more than
-  5" are none. As an open answer it has to be right at two decimals, and another text to be the
-  right one but for case, spaces and the marks around it: "no EXIT sign" is wrong for "EXIT".
+  5" are none; "the two are 5 m apart" is 5. As an open answer it has to be right at two
+  decimals, and another text to be the right one but for case, spaces and the marks around it: "no
+  EXIT sign" is wrong for "EXIT".
 - What can't be read is wrong. Nothing is guessed.
 """
 
@@ -48,16 +49,34 @@ _NUMBER_STATED = re.compile(
   re.I,
 )
 _TEXT_STATED = re.compile(r"\banswer(?:\s+is\b|\W{0,3}[:：=])\s*(?=(?P<text>[^\n]*))", re.I)
-# With these words, a number in a text is not the value that the text gives.
+_COUNT = (
+  r"\b(?:an?\s+)?(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|quarter|few"
+  r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b"
+)
+_DIGITS = r"[$€£~≈]?[+-]?\.?\d"
+_BESIDE = (
+  r"(?:\s*[-–—/~×]\s*|,?\s+(?:or|to|and|nor|by|plus|minus|times|maybe|perhaps|possibly)\s+"
+  r"|(?:\s+[^\W\d]+){1,2},?\s+(?:and|or)\s+)"
+)
+# With these words, a number in a text is not the value that the text gives: it is denied or a
+# bound, or a number in words is a second one. "The two sofas", "over the lake" are none of these.
 _NO_VALUE = re.compile(
-  r"\b(?:no|not|cannot|never|neither|nor|without|except|between|or)\b|n['’]t\b"
-  r"|\b(?:more|less|fewer|greater|other|rather)\s+than\b|\bat\s+(?:least|most)\b"
-  r"|\b(?:over|above|under|below|up\s+to)\b|[<>≤≥≠±]"
-  r"|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred)\b",
+  r"\b(?:no|not|cannot|never|neither|nor|without|except)\b|n['’]t\b"
+  r"|\b(?:more|less|fewer|greater|other|rather)\s+than\b|\bat\s+(?:least|most)\b|[<>≤≥≠±]"
+  rf"|\b(?:over|above|under|below|beyond|up\s+to|or)\s+(?:(?:about|around|the)\s+)?{_DIGITS}"
+  r"|\b(?:and|or)\s+(?:over|above|under|below|up|more|less|fewer|beyond)\b(?!\s+\w)"
+  rf"|\d\s+or\b|\bor\s+(?:\w+\s+)?{_COUNT}"
+  rf"|{_COUNT}{_BESIDE}{_DIGITS}|\d(?:\s?[a-z]{{1,2}})?{_BESIDE}{_COUNT}"
+  rf"|{_COUNT}\s+(?:out\s+)?of\s+(?:\w+\s+)?{_DIGITS}"
+  rf"|\b(?:is|are|was|were|see|count|counted)\s+(?:(?:about|only|exactly)\s+)?{_COUNT}"
+  r"|\b(?:dozen|hundred)s?\b",
   re.I,
 )
 _AROUND = " \t*_`$\"'“”‘’.,:;!?()[]{}"
-_NUMERAL = re.compile(r"(?<![\w^.,])[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?!\d)")
+_NUMERAL = re.compile(
+  r"(?<![\w^.,])[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?!\d)"
+  r"(?i:\s+(?:thousand|million|billion|trillion)\b)?"
+)
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _REGION = re.compile(r"\[[\s\d.,+-]*\]")
 _CAPTION_LABEL = re.compile(r"\b(?:caption|sentence|option|choice)\s+([A-Z]|\d)\b", re.I)
