@@ -243,6 +243,8 @@ def test_frames_are_decoded_as_large_as_the_request_shows_them(served, root):
     whole = shown(name, kind, max_pixels=300_000)
     less = shown(name, kind, min_pixels=40_000)
     assert (usual[0], whole[0], less[0]) == ((252, 448), (720, 1280), (300, 533))
+    # The most is then the run's 56 x 56 pixels: of these, twice as many each way are decoded.
+    assert shown(name, kind, min_pixels=784)[0] == (84, 149)
     assert len({digest for _, _, digest in (usual, whole, less)}) == 3
     small, large = (
       each.pixels if kind == "image" else each.frames[0] for _, each, _ in (usual, whole)

@@ -22,7 +22,7 @@ from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import dialogue, episodes, play
 from vr_jax.serve import chat_request, media, request_error, serving_slots, shown_media
-from vr_jax.train import run_context, step_shapes
+from vr_jax.train import run_context
 
 # Finds the features of a key, on the host; None if they are not known.
 FeatureLookup = Callable[[str], PyTree | None]
@@ -147,7 +147,7 @@ class Preparer:
     if least is None and most is None:
       return context.processor
     low = least or min(section.min_pixels, most or section.min_pixels)
-    high = most or max(step_shapes.frame_pixels(section, frames), low)
+    high = shown_media.most_pixels(section, least, most, frames)
     return context.processor_with_limits(low, high, frames)
 
   def _encode(

@@ -9,13 +9,14 @@ import hashlib
 import json
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.data import sampling, video_clip
 from vr_jax.models.common import conversation
 from vr_jax.serve import chat_request, media, request_error
-from vr_jax.train import paths, run_context
+from vr_jax.train import paths, run_context, step_shapes
 
 _TOLERANCE = 0.05  # seconds that video_end may lie after the video's end
 
@@ -105,7 +106,10 @@ class MediaOpener:
     request: chat_request.ChatRequest,
     rule: sampling.Rule,
   ) -> ShownClip:
-    pixels = max(request.min_pixels or 0, request.max_pixels or 0) or None
+    pixels = None  # as the run's data
+    if request.min_pixels or request.max_pixels:
+      section = self._context.config.model
+      pixels = most_pixels(section, request.min_pixels, request.max_pixels)
     found = self._library.open(part.url, part.kind, name, fps=request.fps, pixels=pixels)
     video = found.extracted
     identity = [found.digest, part.kind, video.height, video.width]
@@ -140,6 +144,17 @@ class MediaOpener:
         f"{start:g} to {end:g} s is no part of the video, which has {duration:g} s",
       )
     return records.Span(start=start, end=end)
+
+
+def most_pixels(
+  section: ml_collections.ConfigDict, least: int | None, most: int | None, frames: int = 1
+) -> int:
+  """The most pixels that an image, or a frame of a video of so many, is shown with.
+
+  section: the recipe's `model`. least, most: the client's limits; the run's hold for a `most` that
+    it leaves out.
+  """
+  return most or max(step_shapes.frame_pixels(section, frames), least or 0)
 
 
 def decode(clip: ShownClip) -> conversation.Image | conversation.VideoFrames:
