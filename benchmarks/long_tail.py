@@ -277,11 +277,11 @@ def compare_steps(work: workload.Work, slots: int) -> dict[str, Any]:
   def refilled(*, carries: bool) -> list[Any]:
     made, begun = [], None
     for key, next_key in itertools.zip_longest(keys, keys[1:]):
-      following = None
+      next_batch = None
       if carries and next_key is not None:
-        following = refill_sampler.NextBatch(prompt=lambda: work.prompt, key=next_key)
+        next_batch = refill_sampler.NextBatch(prompt=lambda: work.prompt, key=next_key)
       sampled = refill_sampler.sample(
-        *network, key, decoding=decoding_of(slots=slots), begun=begun, following=following
+        *network, key, decoding=decoding_of(slots=slots), begun=begun, next_batch=next_batch
       )
       begun = sampled.begun
       made.append(sampled.rollout.tokens)

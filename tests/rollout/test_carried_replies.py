@@ -38,15 +38,15 @@ def _sample_steps(graphdef, params, batches, decoding, allowed=chat.ALLOWED):
   """Samples three steps, each of which begins the next one. Returns what each gave."""
   begun, steps = None, []
   for number, (batch, key) in enumerate(zip(batches, KEYS, strict=True)):
-    following = None
+    next_batch = None
     if number + 1 < len(batches):
       prompt = batches[number + 1]
-      following = refill_sampler.NextBatch(prompt=lambda p=prompt: p, key=KEYS[number + 1])
+      next_batch = refill_sampler.NextBatch(prompt=lambda p=prompt: p, key=KEYS[number + 1])
     sampled = refill_sampler.sample(
       *(graphdef, params, batch, allowed, key),
       decoding=decoding,
       begun=begun,
-      following=following,
+      next_batch=next_batch,
     )
     steps.append((sampled, begun))
     begun = sampled.begun
@@ -147,9 +147,9 @@ def test_other_weights_go_on_with_the_tokens_and_log_probs_of_the_old_ones(monke
   graphdef, params, batches = _network()
   other = jax.tree.map(lambda x: x * 1.1, params)
   decoding = chat.decoding(slots=6)
-  following = refill_sampler.NextBatch(prompt=lambda: batches[1], key=KEYS[1])
+  next_batch = refill_sampler.NextBatch(prompt=lambda: batches[1], key=KEYS[1])
   first = refill_sampler.sample(
-    *(graphdef, params, batches[0], chat.ALLOWED, KEYS[0]), decoding=decoding, following=following
+    *(graphdef, params, batches[0], chat.ALLOWED, KEYS[0]), decoding=decoding, next_batch=next_batch
   )
   before = written_replies.WrittenReplies.from_json(
     json.loads(json.dumps(first.begun.to_json())), prompts=5, group=3, time=decoding.max_new_tokens

@@ -80,7 +80,7 @@ def play(
   schedule: episodes.Schedule,
   threads: int,
   begun: written_replies.WrittenReplies | None = None,
-  following: refill_sampler.NextBatch | None = None,
+  next_batch: refill_sampler.NextBatch | None = None,
 ) -> episodes.EpisodeRollout:
   """Samples `decoding.group` episodes to each prompt.
 
@@ -88,17 +88,17 @@ def play(
   allowed_tokens: tokens that may be sampled.
   dialogue: encodes the observations that follow replies.
   threads: number of threads on which the dialogue does that.
-  begun, following: of `refill_sampler.sample`, which episodes of one turn in slots alone know.
+  begun, next_batch: of `refill_sampler.sample`, which episodes of one turn in slots alone know.
 
   Raises InputError as `multi_turn_sampler.play` does.
   """
   if schedule.turns == 1:
     fewer = 0 < decoding.slots < len(prompt.tokens) * decoding.group
-    refills = (fewer and not decoding.presence_penalty) or begun or following
+    refills = (fewer and not decoding.presence_penalty) or begun or next_batch
     arguments = graphdef, params, prompt, allowed_tokens, key
     if refills:
       sampled = refill_sampler.sample(
-        *arguments, decoding=decoding, begun=begun, following=following
+        *arguments, decoding=decoding, begun=begun, next_batch=next_batch
       )
       return episodes.EpisodeRollout(
         rollout=sampled.rollout, computed_tokens=sampled.computed_tokens, begun=sampled.begun

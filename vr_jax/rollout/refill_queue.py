@@ -11,7 +11,7 @@ import numpy as np
 from vr_jax.models import layout as layout_lib
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
-_WAVES = 2  # the prompt slots hold the groups of all slots so many times
+_WAVES = 2  # prompt slots hold so many times the groups that fill the decode slots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,8 +126,8 @@ class BlockQueue:
 
     As many as fit one pass, or none.
 
-    needed: whether to start a pass that is not full, or one of the next batch, of which no more is
-      prefilled than its replies need: that is done again in its own step.
+    needed: whether to start a pass that is not full, or one of the next batch. These prompts are
+      prefilled again in their own step, so none is before a reply needs it.
     """
     batch = self._loads[0][0] if self._loads else 0
     same = sum(1 for other, _ in self._loads if other == batch)

@@ -9,15 +9,16 @@ Device memory: `decoding.slots` caches of `max_new_tokens`, instead of one for e
 of `prompt_slots` prompts, instead of all. A prompt keeps its slot until all its replies have ended.
 While all prompt slots are taken, free slots stay empty.
 
-At the end of a batch slots are free for the next one (`sample`). Its replies are cut once the batch
-has ended; their tokens and log-probs are kept on the host, and go on from there after the update.
+At the end of a batch free slots begin the replies to the next one (`sample`). These pause when the
+batch has ended: their tokens and log-probs stay on the host, and after the update they go on, with
+keys and values of the new parameters.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
-from typing import Any, cast
+from typing import cast
 
 from flax import nnx
 import jax
@@ -30,7 +31,7 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import refill_queue, sampler, turn_decode, written_replies
+from vr_jax.rollout import prompt_slots, refill_queue, sampler, turn_decode, written_replies
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 CHUNK = 32  # most steps between two admissions
@@ -52,7 +53,8 @@ class NextBatch:
 class SampledBatch:
   """The replies to a batch, and what sampling cost.
 
-  computed_tokens: with those of ended replies and of empty slots.
+  computed_tokens: decoded, or read again to go on; ended replies and empty slots are counted too,
+    prompts are not.
   begun: replies of the next batch; None without one.
   """
 
@@ -106,13 +108,13 @@ def sample(
   *,
   decoding: sampler.Decoding,
   begun: written_replies.WrittenReplies | None = None,
-  following: NextBatch | None = None,
+  next_batch: NextBatch | None = None,
 ) -> SampledBatch:
   """Draws the replies to a batch, and begins those to the next one while slots are free.
 
   begun: replies that have tokens already, of other parameters maybe; they get the rest. Their keys
     and values are computed anew.
-  following: the next batch; None: slots stay empty once no reply waits.
+  next_batch: the next batch; None: slots stay empty once no reply waits.
   """
   training_layout = nnx.merge(graphdef, params).layout
   layout = training_layout.decoding
@@ -123,15 +125,21 @@ def sample(
   batches = [
     _Batch(make_prompt=lambda: prompt, written=begun.copy() if begun else nothing(), layout=layout)
   ]
-  keys = jnp.stack([key, key if following is None else following.key])
-  if following is not None:
-    batches.append(_Batch(make_prompt=following.prompt, written=nothing(), layout=layout))
+  keys = jnp.stack([key, key if next_batch is None else next_batch.key])
+  if next_batch is not None:
+    batches.append(_Batch(make_prompt=next_batch.prompt, written=nothing(), layout=layout))
   ended = [batch.written.ended for batch in batches]
   blocks = [refill_queue.BlockQueue(block, places, ended) for block in range(places.blocks)]
   running: list[refill_queue.SlotReply | None] = [None] * (places.devices * places.slots)
   window = decoding.repetition_stop.window
   prefix, state = _open_slots(
-    graphdef, params, prompt, places=places, slots=len(running), length=time, window=window
+    graphdef,
+    params,
+    prompt,
+    places=places,
+    slots=len(running),
+    length=time,
+    window=window,
   )
   # Prefilling reads the parameters as training has them, as in `sampler.sample`.
   decode_params = sampler.decoding_params(graphdef, params, int8_weights=decoding.int8_weights)
@@ -190,7 +198,7 @@ def sample(
   return SampledBatch(
     rollout=_rollout(training_layout, written.tokens, written.log_probs, written.lengths),
     computed_tokens=computed,
-    begun=batches[1].written if following is not None else None,
+    begun=batches[1].written if next_batch is not None else None,
   )
 
 
@@ -344,7 +352,7 @@ def _open_slots(
   model = nnx.merge(graphdef, params)
   one = jax.eval_shape(model.prefill, prompt)
   layout = model.layout.decoding
-  prefix = blank_prefix(layout, one, places.blocks * places.prompt_slots)
+  prefix = prompt_slots.blank_prefix(layout, one, places.blocks * places.prompt_slots)
   hidden = jnp.zeros((slots, one.hidden.shape[-1]), one.hidden.dtype)
   return prefix, turn_decode.EpisodeDecodeState(
     hidden=layout.place(hidden, ("slots", None)),
@@ -352,37 +360,6 @@ def _open_slots(
     media=(),
     last_tokens=turn_decode.no_last_tokens(layout, slots, window),
   )
-
-
-def blank_prefix(layout: layout_lib.Layout, like: Any, prompts: int) -> interface.Prefix:
-  """What `prompts` prompts would leave, all zeros. like: the shapes of a Prefix.
-
-  All tokens are valid: a softmax over none would not be finite.
-  """
-
-  def blank(x: jax.ShapeDtypeStruct, axes: layout_lib.Axes) -> Array:
-    shape = [prompts if axis == "prompts" else n for n, axis in zip(x.shape, axes, strict=True)]
-    return layout.place((jnp.ones if x.dtype == bool else jnp.zeros)(shape, x.dtype), axes)
-
-  return like.placed(blank)
-
-
-def put_prompts(
-  prefix: interface.Prefix,
-  new: interface.Prefix,
-  put: Callable[[Array, Array, layout_lib.Axes], Array],
-) -> interface.Prefix:
-  """The prefix with new prompts: `put(array, new array, logical axes)` for each of its arrays."""
-  arrays: list[Array] = []
-
-  def note(x: Array, axes: layout_lib.Axes) -> Array:
-    del axes
-    arrays.append(x)
-    return x
-
-  new.placed(note)
-  remaining = iter(arrays)
-  return prefix.placed(lambda x, axes: put(x, next(remaining), axes))
 
 
 @same_programs.compared
@@ -411,7 +388,7 @@ def _load_prompts(
       ((x, axes), (new, axes), (into, ("prompts",))),
     )
 
-  return put_prompts(prefix, model.prefill(_take_prompts(layout, prompt, index)), put)
+  return prompt_slots.put_prompts(prefix, model.prefill(_take_prompts(layout, prompt, index)), put)
 
 
 @same_programs.compared

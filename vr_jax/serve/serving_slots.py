@@ -28,7 +28,7 @@ from vr_jax.rollout import (
   encoder,
   episodes,
   play,
-  refill_sampler,
+  prompt_slots,
   row_sampling,
   sampler,
   turn_decode,
@@ -269,7 +269,7 @@ def _open_slots(
   """Empty slots: their prompts are all zeros. prompt: one, as large as the largest."""
   model = nnx.merge(graphdef, params)
   one = jax.eval_shape(model.prefill, prompt)
-  prefix = refill_sampler.blank_prefix(model.layout.decoding, one, rows)
+  prefix = prompt_slots.blank_prefix(model.layout.decoding, one, rows)
   hidden = jnp.zeros((rows, one.hidden.shape[-1]), one.hidden.dtype)
   return prefix, turn_decode.EpisodeDecodeState(
     hidden=model.layout.decoding.place(hidden, ("slots", None)),
@@ -301,5 +301,5 @@ def _insert(
 
   hidden = jax.lax.dynamic_update_slice(state.hidden, one.hidden, (slot, jnp.zeros_like(slot)))
   hidden = layout.place(hidden, ("slots", None))
-  prefix = refill_sampler.put_prompts(prefix, one, put)
+  prefix = prompt_slots.put_prompts(prefix, one, put)
   return prefix, dataclasses.replace(state, hidden=hidden)

@@ -148,7 +148,7 @@ class Collector:
       self.read_ahead.append(self._read(params))
     return self.read_ahead[0]
 
-  def _following(
+  def _next_batch(
     self, params: PyTree, step: int, like: records.Prompt
   ) -> refill_sampler.NextBatch | None:
     """The batch of a step, whose replies may begin before it; None: they may not.
@@ -176,14 +176,14 @@ class Collector:
     read = self._peek(params)
     self.read_ahead.popleft()
     batch, prompt = read.featurized.batch, read.featurized.prompt
-    following = self._following(params, next_step, prompt)
+    next_batch = self._next_batch(params, next_step, prompt)
     timer.record("data", device_idle=True)
     context, begun = self.context, self.begun
     encoded = encoder.encode(context.graphdef, params, prompt)
     played = play_batch(
       *(context, params, batch, encoded, key),
       begun=begun,
-      following=following,
+      next_batch=next_batch,
       int8_weights=context.samples_int8,
     )
     self.begun = played.begun
@@ -348,13 +348,13 @@ def play_batch(
   key: Key[Array, ""],
   *,
   begun: written_replies.WrittenReplies | None = None,
-  following: refill_sampler.NextBatch | None = None,
+  next_batch: refill_sampler.NextBatch | None = None,
   **decoding: Any,
 ) -> episodes.EpisodeRollout:
   """Samples episodes about a batch.
 
   prompt: the batch's prompts, on the mesh.
-  begun, following: of `refill_sampler.sample`.
+  begun, next_batch: of `refill_sampler.sample`.
   decoding: sampling options that differ from the recipe's.
   """
   return play.play(
@@ -368,7 +368,7 @@ def play_batch(
     schedule=play.make_schedule(context.config, context.environment, context.processor),
     threads=context.config.data.threads,
     begun=begun,
-    following=following,
+    next_batch=next_batch,
   )
 
 
