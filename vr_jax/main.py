@@ -241,7 +241,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judge_factory.check(config, workdir)
-  with lease.held(workdir):
+  with lease.hold(workdir):
     processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
     cache = compilations.use_cache(workdir)
     preflight.check(config, workdir, mode, cache)

@@ -35,7 +35,7 @@ print("ready", flush=True)
 while not pathlib.Path(sys.argv[2]).exists():
   pass
 try:
-  with lease.held(pathlib.Path(sys.argv[1])):
+  with lease.hold(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 except errors.InputError as error:
@@ -124,14 +124,14 @@ def test_a_kill_ends_the_lease_at_once(tmp_path):
   assert process.stdout is not None and process.stdout.readline() == "held\n"
   began = time.monotonic()
   refused = pytest.raises(errors.InputError, match=rf"another run .*pid {process.pid}\)")
-  with refused, lease.held(tmp_path):
+  with refused, lease.hold(tmp_path):
     pass
   process.kill()
   process.wait()
   refused = pytest.raises(errors.InputError, match="another run works in it")
-  with lease.held(tmp_path), refused, lease.held(tmp_path):
+  with lease.hold(tmp_path), refused, lease.hold(tmp_path):
     pass
-  with lease.held(tmp_path):  # it ended
+  with lease.hold(tmp_path):  # it ended
     pass
   assert time.monotonic() - began < 5
 
@@ -139,7 +139,7 @@ def test_a_kill_ends_the_lease_at_once(tmp_path):
 def test_a_workdir_that_can_not_be_written_is_named(tmp_path):
   (tmp_path / "run").write_text("")
   refused = pytest.raises(errors.InputError, match=r"--workdir=.*run: can't be written: ")
-  with refused, lease.held(tmp_path / "run"):
+  with refused, lease.hold(tmp_path / "run"):
     pass
 
 

@@ -1,10 +1,11 @@
-"""One run at a time in a workdir: a lease, which ends with the process that holds it.
+"""Allows one run at a time in a workdir.
 
-On one machine it is a lock of the system's. Machines that share a directory need not share locks,
-and a bucket creates no file exclusively. So each start also writes its name to
-<workdir>/health/lease, and looks at it again: the start that wrote last has the workdir, and all
-others end, at once or at their next look. Where other machines may write, a start does nothing else
-before they have had the time to look.
+On one machine that is a lock of the system's, which ends with the process that has it. Machines
+that share a directory need not share locks, and a bucket creates no file exclusively. There the
+files that a run renews protect it (`check_alone`); a start that finds them ends. Of starts at about
+the same time, the one that wrote its name to <workdir>/health/lease last has the workdir: each
+looks at that file again, and ends if it has another name. Where other machines may write, a start
+does nothing else before they have had the time to look.
 """
 
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
+def hold(workdir: Path) -> Iterator[None]:
   """Within it no other run works in this workdir. All processes of the run call it together.
 
   Raises InputError if another one does, or if the workdir can't be written. A run that loses its
@@ -62,12 +63,14 @@ def _acquire(workdir: Path, stack: contextlib.ExitStack) -> None:
     with atomic.file(_path(workdir)) as partial:
       partial.write_text(json.dumps(dataclasses.asdict(own)) + "\n", encoding="utf-8")
   except OSError as error:
-    raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
+    raise errors.InputError(
+      f"--workdir={workdir}: can't be written: {error.strerror or error}"
+    ) from error
   if not locked or _is_shared(directory):
     time.sleep(PERIOD + 2)  # all others look before that
     if other := _find_other(workdir, own):
-      raise errors.InputError(f"--workdir={workdir}: {_explained(other)}")
-  stack.enter_context(background.beside("lease", lambda stop: _look(workdir, own, stop)))
+      raise errors.InputError(f"--workdir={workdir}: {_describe(other)}")
+  stack.enter_context(background.beside("lease", lambda stop: _exit_when_lost(workdir, own, stop)))
 
 
 def _path(workdir: Path) -> Path:
@@ -96,7 +99,9 @@ def check_alone(workdir: Path) -> None:
 
   It waits to see that, unless it knows that a process is gone: two periods after a kill.
   """
-  seen = {each.process: each for each in process_state.read_all(workdir) if _may_run(each)}
+  seen = {
+    each.process: each for each in process_state.read_all(workdir) if _is_possibly_running(each)
+  }
   end = time.monotonic() + (2 * PERIOD + 1 if seen else 0)
   while seen and time.monotonic() < end:
     for each in process_state.read_all(workdir):
@@ -111,7 +116,7 @@ def check_alone(workdir: Path) -> None:
     time.sleep(PERIOD / 10)
 
 
-def _may_run(state: process_state.ProcessState) -> bool:
+def _is_possibly_running(state: process_state.ProcessState) -> bool:
   """Whether the process may still be there."""
   if state.state != "running":
     return False
@@ -130,9 +135,13 @@ def _may_run(state: process_state.ProcessState) -> bool:
 
 
 def namespace() -> str:
-  """Names what the number of this process belongs to: the machine, or a container."""
+  """Names what the number of this process belongs to: the machine since its start, or a container.
+
+  "" where it is not known.
+  """
   try:
-    return os.readlink("/proc/self/ns/pid")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
   except OSError:
     return ""
 
@@ -149,11 +158,11 @@ def _is_shared(directory: Path) -> bool:
   return kinds.get(number, "").startswith(_SHARED)
 
 
-def _look(workdir: Path, own: Lease, stop: threading.Event) -> None:
+def _exit_when_lost(workdir: Path, own: Lease, stop: threading.Event) -> None:
   """Ends this process when another start has the workdir."""
   while not stop.wait(PERIOD):
     if other := _find_other(workdir, own):
-      line = f"vr-jax: --workdir={workdir}: {_explained(other)}"
+      line = f"vr-jax: --workdir={workdir}: {_describe(other)}"
       print(errors.printable(line), file=sys.stderr, flush=True)
       os._exit(2)
 
@@ -172,7 +181,7 @@ def _read(workdir: Path) -> Lease | None:
     return None
 
 
-def _explained(other: Lease) -> str:
+def _describe(other: Lease) -> str:
   return (
     f"another run has begun in it (on {other.host}, pid {other.pid}), so this one ends; if that "
     "one should end instead, end it and give the same command"
