@@ -51,6 +51,9 @@ class GkeOptions:
   namespace: str = _option("", "Kubernetes namespace; empty: default")
   queue: str = _option("", "Kueue's LocalQueue, if the cluster has one")
   service_account: str = _option("", "Kubernetes service account; empty: default")
+  node_cache: str = _option(
+    "/var/lib/vr-jax", "directory of the nodes for compiled programs and copies; empty: the pod's"
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

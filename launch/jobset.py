@@ -16,7 +16,6 @@ CONTAINER = "vr-jax"
 # other starts all hosts again, among them 75: a run that was preempted and has saved.
 FINAL_CODES = (2, 3)
 # Where nodes keep compiled programs and copies of a job's train state: its pods come and go.
-NODE_CACHE = "/var/lib/vr-jax"
 _CACHE = "cache"
 GRACE = 60  # seconds from SIGTERM to SIGKILL: more than vr_jax.parallel.preemption.GRACE
 
@@ -114,10 +113,10 @@ def _pod(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
     "nodeSelector": selector,
     "containers": [_container(job, slice_)],
   }
-  cache = {
-    "name": _CACHE,
-    "hostPath": {"path": f"{NODE_CACHE}/{job.name}", "type": "DirectoryOrCreate"},
-  }
+  cache: dict[str, Any] = {"name": _CACHE, "emptyDir": {}}
+  if job.gke.node_cache:
+    place = {"path": f"{job.gke.node_cache}/{job.name}", "type": "DirectoryOrCreate"}
+    cache = {"name": _CACHE, "hostPath": place}
   pod["volumes"] = [
     cache,
     *(

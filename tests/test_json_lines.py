@@ -92,3 +92,18 @@ def test_lines_are_written_when_they_are_complete():
   assert [line["message"] for line in read(stream.getvalue())] == ["ab", "c\nd"]
   lines.end()
   assert [line["message"] for line in read(stream.getvalue())] == ["ab", "c\nd", "e"]
+
+
+@pytest.mark.parametrize(
+  ("flags", "asked"),
+  [
+    (["--log_format=json"], True),
+    (["--log_format", "json"], True),
+    (["-log_format=json"], True),
+    (["--log_format=json", "--log_format=text"], False),
+    (["--workdir=json"], False),
+    ([], False),
+  ],
+)
+def test_the_flag_is_read_as_the_command_line_reads_it(flags, asked):
+  assert json_lines.is_asked(["vr-jax", *flags, "--mode=check"]) == asked

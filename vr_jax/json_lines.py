@@ -77,10 +77,20 @@ def _place() -> dict[str, object]:
   }
 
 
+def is_asked(words: Sequence[str]) -> bool:
+  """Whether a command line wants JSON lines. As for all flags, the last value counts."""
+  asked = ""
+  for word, following in zip(words, [*words[1:], ""], strict=True):
+    name, equals, value = word.partition("=")
+    if f"--{name.lstrip('-')}" == FLAG and name.startswith("-"):
+      asked = value if equals else following
+  return asked == "json"
+
+
 @contextlib.contextmanager
 def written(words: Sequence[str]) -> Iterator[None]:
   """Within it stdout and stderr are written as a command line wants it."""
-  if f"{FLAG}=json" not in words:
+  if not is_asked(words):
     yield
     return
   before = sys.stdout, sys.stderr

@@ -79,7 +79,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     try:
       code = _interruptible(words)
     except Exception:
-      if not _has_joined() and f"{json_lines.FLAG}=json" not in words:
+      if not _has_joined() and not json_lines.is_asked(words):
         raise
       sys.stderr.write(traceback.format_exc())
       code = 1

@@ -190,6 +190,12 @@ def test_buckets_are_mounted_where_the_words_say(job_toml):
   assert volumes == {"bucket-0": "my-bucket", "bucket-1": "third-bucket"}
 
 
+def test_a_cluster_that_admits_no_directory_of_a_node_gets_one_of_the_pod(job_toml):
+  manifest = manifest_of(job_toml, {"gke.node_cache": ""})
+  check(manifest)
+  assert pod_of(manifest)["volumes"][0] == {"name": "cache", "emptyDir": {}}
+
+
 def test_a_port_of_the_coordinator_and_a_queue_are_passed_on(job_toml):
   manifest = manifest_of(job_toml, {"coordinator_port": "9000", "gke.queue": "ours"})
   check(manifest)
