@@ -217,7 +217,7 @@ def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
   settings = [f"{name}={shlex.quote(text)}" for name, text in _platform(options.devices).items()]
   logs = shlex.quote(str(_log_directory(call)))
   # A shell's background jobs ignore Ctrl-C.
-  yield "trap 'kill -KILL $(jobs -p) 2>/dev/null' EXIT"
+  yield "trap 'kill -KILL $(jobs -p) 2>/dev/null || true' EXIT"
   yield f"mkdir -p {logs}"
   yield f"for restarts in $(seq 0 {job.restarts}); do"
   yield f"address=localhost:$({shlex.join((sys.executable, '-c', _FREE_PORT))})"

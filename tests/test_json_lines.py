@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from launch import local
 from tests.train import nano
 from vr_jax import json_lines, main

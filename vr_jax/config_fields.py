@@ -215,9 +215,9 @@ class RlSection(LoopSection):
   )
   disjoint_meshes: bool = field(
     False,
-    "Whether half of each process's devices sample these replies while the other half compute the "
-    "update (docs/pods.md). config.mesh is then that of one half; other stages and evaluations use "
-    "the half that trains alone.",
+    "Whether half of each process's devices sample the next step's replies while the other half "
+    "compute the update (docs/pods.md). config.mesh is then that of one half; other stages and "
+    "evaluations use the half that trains, and leave the other idle.",
     only_with="one_step_off_policy",
     change="rounding",
   )

@@ -187,3 +187,12 @@ def test_a_reply_that_repeats_itself_over_the_steps_end_is_stopped(monkeypatch):
   stop = repetition.RepetitionStop(6, 3)
   decoding = chat.decoding(slots=6, temperature=0.0, repetition_stop=stop)
   _assert_as_without_carrying(network, _sample_steps(*network, decoding), decoding)
+
+
+def test_more_replies_than_are_read_at_once_go_on(monkeypatch):
+  monkeypatch.setattr(refill_sampler, "CHUNK", 4)
+  monkeypatch.setattr(refill_sampler, "_READ_TOGETHER", 2)
+  network, decoding = _network(), chat.decoding(slots=7, max_new_tokens=13)
+  steps = _sample_steps(*network, decoding)
+  _assert_as_without_carrying(network, steps, decoding)
+  assert max(((b.lengths > 0) & ~b.ended).sum() for _, b in steps[1:]) > 2

@@ -50,14 +50,14 @@ class DisjointMeshes:
     if len(own) > 1 and any(name in kind.lower() for name in _WHOLE_HOSTS):
       raise errors.InputError(
         f"--config.rl.disjoint_meshes: the compiler makes no program for half of the chips of each "
-        f"of {len(own)} hosts of {kind}; leave it out, or take one host, v5p or TPU7x"
+        f"of {len(own)} hosts of {kind}; set it to False, or take one host, v5p or TPU7x"
       )
     sampling, training = [], []
     for index, each in sorted(own.items()):
       if len(each) % 2:
         raise errors.InputError(
           f"--config.rl.disjoint_meshes: needs an even number of devices in each process, and "
-          f"process {index} has {len(each)}; leave it out"
+          f"process {index} has {len(each)}; set it to False"
         )
       sampling += each[: len(each) // 2]
       training += each[len(each) // 2 :]

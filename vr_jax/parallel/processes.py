@@ -132,8 +132,11 @@ def gather_texts(kind: str, text: str, *, wait: float = WAIT) -> list[str]:
 def gather_numbers(
   kind: str, numbers: Int[np.ndarray, "numbers"]
 ) -> Int[np.ndarray, "processes numbers"]:
-  """As `all_gather`, but without the devices, which may be at work for long; see `gather_texts`."""
-  texts = gather_texts(kind, json.dumps(numbers.tolist()))
+  """As `all_gather`, but without the devices, which may be at work for long; see `gather_texts`.
+
+  It waits a day for another process, as devices would: `log.hang_timeout` ends what hangs.
+  """
+  texts = gather_texts(kind, json.dumps(numbers.tolist()), wait=_DAY / 1000)
   return np.array([json.loads(text) for text in texts], numbers.dtype)
 
 

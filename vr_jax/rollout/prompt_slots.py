@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
+from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 
@@ -40,3 +41,19 @@ def put_prompts(
   new.placed(note)
   remaining = iter(arrays)
   return prefix.placed(lambda x, axes: put(x, next(remaining), axes))
+
+
+def take_prompts(
+  layout: layout_lib.Layout, prompt: records.Prompt, index: Int[Array, "rows"]
+) -> records.Prompt:
+  """Some prompts of each block. index: within the block, for all blocks in turn."""
+
+  def take(x: Array) -> Array:
+    axes = ("prompts", *[None] * (x.ndim - 1))
+    return layout.per_shard(
+      lambda x, index: x[index],
+      ((x, axes), (index, ("prompts",))),
+      out=(axes, (len(index), *x.shape[1:])),
+    )
+
+  return jax.tree.map(lambda x: take(jnp.asarray(x)), prompt)

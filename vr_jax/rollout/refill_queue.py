@@ -36,7 +36,7 @@ class RefillLayout:
     return self.devices // self.blocks * self.slots
 
   def choose_slots(self, active: Bool[np.ndarray, "slots"], size: int) -> Int[np.ndarray, "chosen"]:
-    """`size` slots of each device, with its active ones among them, which must not be more."""
+    """`size` slots of each device: its active ones, or the first of them, and others."""
     is_empty = ~active.reshape(self.devices, -1)
     chosen = np.sort(np.argsort(is_empty, axis=1, kind="stable")[:, :size], axis=1)
     return (chosen + self.slots * np.arange(self.devices)[:, None]).reshape(-1)

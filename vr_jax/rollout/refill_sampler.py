@@ -35,6 +35,7 @@ from vr_jax.rollout import prompt_slots, refill_queue, sampler, turn_decode, wri
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 CHUNK = 32  # most steps between two admissions
+_READ_TOGETHER = 8  # most replies of a device that are read again in one pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,11 +153,10 @@ def sample(
       prompt_slot = np.array([0 if reply is None else reply.prompt_slot for reply in running])
       state = _begin_replies(graphdef, params, prefix, state, is_new, prompt_slot.astype(np.int32))
     slots = _chunk_slots(running, places, batches, time)
-    resumed = is_new & (slots.step > 0)
-    if resumed.any():
-      added = _written_tokens(running, resumed, batches, slots, places.slots)
-      computed += added[0].tokens.size
-      state = turn_decode.append_replies(graphdef, decode_params, prefix, state, *added)
+    state, read_again = _read_again(
+      graphdef, decode_params, prefix, state, running, batches, slots, is_new, places=places
+    )
+    computed += read_again
     active = int((slots.left > 0).reshape(places.devices, -1).sum(axis=1).max())
     waiting = any(block.waiting for block in blocks)
     stop = refill_queue.stop_at_unfinished(places.slots, active) if waiting else 0
@@ -281,25 +281,54 @@ def _chunk_slots(
   )
 
 
+def _read_again(
+  graphdef: nnx.GraphDef,
+  params: PyTree,
+  prefix: interface.Prefix,
+  state: turn_decode.EpisodeDecodeState,
+  running: Sequence[refill_queue.SlotReply | None],
+  batches: Sequence[_Batch],
+  slots: turn_decode.ChunkSlots,
+  is_new: Bool[np.ndarray, "slots"],
+  *,
+  places: refill_queue.RefillLayout,
+) -> tuple[turn_decode.EpisodeDecodeState, int]:
+  """Reads the tokens of new replies that go on, a few replies of each device at a time.
+
+  Also returns how many tokens were computed.
+  """
+  left, computed = is_new & (np.asarray(slots.step) > 0), 0
+  while left.any():
+    chosen = places.choose_slots(left, min(_READ_TOGETHER, places.slots))
+    added = _written_tokens(running, chosen, left[chosen], batches, slots, places.slots)
+    computed += added[0].tokens.size
+    state = turn_decode.append_replies(graphdef, params, prefix, state, *added)
+    left[chosen] = False
+  return state, computed
+
+
 def _written_tokens(
   running: Sequence[refill_queue.SlotReply | None],
-  resumed: Bool[np.ndarray, "slots"],
+  chosen: Int[np.ndarray, "rows"],
+  goes_on: Bool[np.ndarray, "rows"],
   batches: Sequence[_Batch],
   slots: turn_decode.ChunkSlots,
   no_slot: int,
 ) -> tuple[records.Prompt, slots_lib.CacheRows]:
-  """The tokens of the replies that go on, as `turn_decode.append_replies` takes them.
+  """The tokens of replies that go on, as `turn_decode.append_replies` takes them.
 
+  chosen: slots of replies. goes_on: which of them are read.
   no_slot: the cache slot of the others. Few lengths occur, since each is compiled once.
   """
-  lengths = np.where(resumed, slots.step, 0)
+  slots = jax.tree.map(lambda x: np.asarray(x)[chosen], slots)
+  lengths = np.where(goes_on, slots.step, 0)
   most = batches[0].written.tokens.shape[-1]
   length = min(most, CHUNK * 2 ** math.ceil(math.log2(max(1, lengths.max() / CHUNK))))
-  tokens = np.zeros((len(running), length), np.int32)
-  for slot in np.flatnonzero(resumed).tolist():
-    reply = cast(refill_queue.SlotReply, running[slot])
+  tokens = np.zeros((len(chosen), length), np.int32)
+  for row in np.flatnonzero(goes_on).tolist():
+    reply = cast(refill_queue.SlotReply, running[chosen[row]])
     whole = batches[reply.batch].written.tokens[reply.row, reply.group_index]
-    tokens[slot, : lengths[slot]] = whole[: lengths[slot]]
+    tokens[row, : lengths[row]] = whole[: lengths[row]]
   steps = np.arange(length, dtype=np.int32)
   kind = np.where(steps < lengths[:, None], records.Kind.TEXT, records.Kind.PAD)
   axes = batches[0].prompt.positions.shape[-1]
@@ -313,27 +342,11 @@ def _written_tokens(
   )
   rows = dataclasses.replace(
     slots.rows,
-    cache_slot=np.where(resumed, slots.rows.cache_slot, no_slot).astype(np.int32),
+    cache_slot=np.where(goes_on, slots.rows.cache_slot, no_slot).astype(np.int32),
     written=np.zeros_like(slots.rows.written),
     position=(slots.rows.position - slots.rows.written).astype(np.int32),
   )
   return written, rows
-
-
-def _take_prompts(
-  layout: layout_lib.Layout, prompt: records.Prompt, index: Int[Array, "rows"]
-) -> records.Prompt:
-  """Some prompts of each block. index: within the block, for all blocks in turn."""
-
-  def take(x: Array) -> Array:
-    axes = ("prompts", *[None] * (x.ndim - 1))
-    return layout.per_shard(
-      lambda x, index: x[index],
-      ((x, axes), (index, ("prompts",))),
-      out=(axes, (len(index), *x.shape[1:])),
-    )
-
-  return jax.tree.map(lambda x: take(jnp.asarray(x)), prompt)
 
 
 @same_programs.compared
@@ -388,7 +401,9 @@ def _load_prompts(
       ((x, axes), (new, axes), (into, ("prompts",))),
     )
 
-  return prompt_slots.put_prompts(prefix, model.prefill(_take_prompts(layout, prompt, index)), put)
+  return prompt_slots.put_prompts(
+    prefix, model.prefill(prompt_slots.take_prompts(layout, prompt, index)), put
+  )
 
 
 @same_programs.compared

@@ -299,7 +299,7 @@ def append_replies(
 ) -> EpisodeDecodeState:
   """Reads what replies have written already, as if it had been decoded here.
 
-  written: their tokens, one reply a cache slot; positions count from 0.
+  written: their tokens; positions count from 0.
   rows: their cache slots, out of range for a reply that is left out.
   """
   model = nnx.merge(graphdef, params)

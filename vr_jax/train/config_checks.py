@@ -128,7 +128,8 @@ def _check_together(
     )
   yield from _check_shuffling(config)
   yield from _check_sampling(config)
-  yield from _check_carry_over(config.rl)
+  if environment.turns == 1:
+    yield from _check_carry_over(config.rl)
   if environment.chooses_frames:
     yield from _check_pool(config)
   else:
@@ -375,6 +376,7 @@ def _check_turns(config: ml_collections.ConfigDict) -> Problems:
   for section, name in (
     ("eval", "blind"),
     ("eval", "shuffled_frames"),
+    ("rl", "carry_over"),
     ("rl", "decode_slots"),
     ("rl", "dynamic_sampling_max_batches"),
     ("rl", "num_shuffled_generations"),

@@ -48,7 +48,7 @@ def hold(workdir: Path) -> Iterator[None]:
   lease later, as after a long sleep of its machine, ends with a line and exit code 2.
   """
   with contextlib.ExitStack() as stack:
-    processes.first_alone("alone", lambda: _acquire(workdir, stack))
+    processes.first_for_all("lease", lambda: _acquire(workdir, stack))
     yield
 
 

@@ -109,7 +109,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     source = experience.Collector(
       context=sampling, batches=batches, cache=cache, key=key, scoring_thread=thread
     )
-    if begun and rl.carry_over:
+    if begun is not None and rl.carry_over:
       source.begun = written_replies.WrittenReplies.from_json(
         begun, prompts=rl.batch_size, group=rl.num_generations, time=rl.max_new_tokens
       )
