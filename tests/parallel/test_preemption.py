@@ -10,6 +10,8 @@ import pytest
 
 from launch import local
 from tests.train import nano
+from vr_jax import errors
+from vr_jax.parallel import preemption
 
 GRACE = 4.0
 # main.run takes the place of the stages; all else is the command.
@@ -90,3 +92,14 @@ def test_all_stop_at_the_same_step_if_one_has_the_signal(tmp_path, index):
   assert len(lines) == 2 and len({*lines}) == 1
   assert "vr-jax: SIGTERM: saved at step " in lines[0]
   assert seconds < GRACE + 5
+
+
+def test_machines_that_give_more_time_can_say_so(monkeypatch):
+  monkeypatch.delenv(preemption.VARIABLE, raising=False)
+  assert preemption.read_grace() == preemption.GRACE
+  monkeypatch.setenv(preemption.VARIABLE, "55")
+  assert preemption.read_grace() == 55
+  for bad in ("soon", "0", "-1", "nan", "inf"):
+    monkeypatch.setenv(preemption.VARIABLE, bad)
+    with pytest.raises(errors.InputError, match=r"^VR_JAX_GRACE="):
+      preemption.read_grace()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import ctypes
 import itertools
+import math
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from vr_jax.parallel import processes
 EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on
 OUTSIDE = "all that was complete is kept"
 GRACE = 25.0  # seconds; Google Cloud gives a Spot machine 30
+VARIABLE = "VR_JAX_GRACE"  # of the environment, for machines that give more
 # Seconds outside of loops, with several processes: less than those for which one that could stop
 # waits for the others before it takes the coordinator away (main.py).
 WAITING = 5.0
@@ -33,7 +35,7 @@ _MEETING = 3.0  # seconds for the others to end at the same time
 class _Received:
   """What this process knows: signals that came, loops that will look, and calls so far.
 
-  clock: ends the process. stopped: whether it need not any more.
+  clock: ends the process after `grace` seconds. stopped: whether it need not any more.
   """
 
   def __init__(self) -> None:
@@ -42,6 +44,7 @@ class _Received:
     self.calls = itertools.count(1)
     self.clock: threading.Timer | None = None
     self.stopped = False
+    self.grace = GRACE
 
 
 _received = _Received()
@@ -53,7 +56,10 @@ def noticed() -> Iterator[None]:
 
   Call it in the main thread, once the processes of a run have joined. Another handler than the
   system's own, or JAX's, is left alone.
+
+  Raises InputError if VR_JAX_GRACE is no number of seconds.
   """
+  _received.grace = read_grace()
   default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # JAX's is unknown to Python
   if not default or threading.current_thread() is not threading.main_thread():
     yield
@@ -81,6 +87,20 @@ def noticed() -> Iterator[None]:
     _stop_clock()
 
 
+def read_grace() -> float:
+  """Seconds from SIGTERM to the end of a process that is late. Raises InputError."""
+  text = os.environ.get(VARIABLE, "")
+  if not text:
+    return GRACE
+  try:
+    seconds = float(text)
+  except ValueError:
+    seconds = 0.0
+  if not 0 < seconds < math.inf:
+    raise errors.InputError(f"{VARIABLE}={text}: needs a number of seconds above 0; unset it")
+  return seconds
+
+
 def _system_handler() -> Callable[[int], None] | None:
   """What the system calls for SIGTERM: JAX's own function, by which all processes are told."""
   action = ctypes.create_string_buffer(256)  # struct sigaction, which begins with the address
@@ -99,7 +119,7 @@ def _watch(reading: int, tell_jax: Callable[[int], None] | None) -> None:
       tell_jax(signal.SIGTERM)
     if _received.clock is None:
       waits = not _received.loops and processes.count_joined() > 1
-      _received.clock = threading.Timer(WAITING if waits else GRACE, _give_up)
+      _received.clock = threading.Timer(WAITING if waits else _received.grace, _give_up)
       _received.clock.daemon = True
       _received.clock.start()
       if _received.stopped:  # meanwhile
@@ -121,7 +141,7 @@ def _stop_clock() -> None:
 
 def _give_up() -> None:
   """Ends a process that did not come to its end in time, together with others that do the same."""
-  late = f"no step ended within {GRACE:.0f} s" if _received.loops else OUTSIDE
+  late = f"no step ended within {_received.grace:.0f} s" if _received.loops else OUTSIDE
   print(
     f"vr-jax: SIGTERM: {late}; the same command goes on from the last checkpoint",
     file=sys.stderr,

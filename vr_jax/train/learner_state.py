@@ -83,6 +83,16 @@ def make_reference(
   return jax.tree.map(copy, trained, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
+def cast_as_passes(net: model_setup.ModelSetup, params: PyTree) -> PyTree:
+  """Shapes, dtypes and shardings of parameters, in the dtypes that every pass casts them to."""
+
+  def cast(variable: nnx.Variable) -> nnx.Variable:
+    x, dtype = variable.get_value(), dtype_in_passes(net, variable)
+    return variable.replace(jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding))
+
+  return jax.tree.map(cast, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
 def dtype_in_passes(net: model_setup.ModelSetup, variable: nnx.Variable) -> jnp.dtype:
   """The dtype that every pass casts a parameter to anyway, or else its own."""
   names = {*(variable.get_metadata().get("axes") or ())} - {"layers", None}
