@@ -141,6 +141,28 @@ def test_a_question_that_fails_does_not_change_the_replies_to_others(run, sets, 
   assert all(some[name] == whole[name] for name in whole.keys() - failed)
 
 
+def test_videos_that_come_later_do_not_change_the_replies_to_others(run, sets, tmp_path):
+  flags = [f"--checkpoint={run}", "--before_rl", "--benchmarks=moss_video@recipe"]
+  flags += ["--config.eval.temperature=1.0"]
+  copy = tmp_path / "sets" / "moss_video"
+  shutil.copytree(sets / "moss_video", copy, symlinks=False)
+  flags += [f"--benchmark_data={copy.parent}"]
+  stores = []
+  for name in ("whole", "late"):
+    flags_of = [*flags, f"--out={tmp_path / name}"]
+    stores.append(reply_store.ReplyStore(directory=tmp_path / name / "moss_video@recipe"))
+    if name == "late":
+      late = sorted(json.loads(line)["video"] for line in (copy / "test.jsonl").open())[0]
+      (copy / "videos" / late).rename(tmp_path / "late.mp4")
+      assert _eval(*flags_of) == 0
+      known = stores[1].read()
+      (tmp_path / "late.mp4").rename(copy / "videos" / late)
+    assert _eval(*flags_of) == 0
+  whole, some = (store.read() for store in stores)
+  assert 0 < len(known) < len(whole) and len({each.reply for each in whole.values()}) == len(whole)
+  assert some == whole
+
+
 @pytest.fixture(scope="module")
 def asked(run, sets, tmp_path_factory):
   """The --out of two protocols of MVBench."""

@@ -310,7 +310,9 @@ def _play(
     root=root,
   )
   with console.progress(protocol.name, len(questions.items)) as tick:
-    play_items.play(played, params, asker, questions.items, store, tick=tick)
+    # Of a part, by --limit, the places are those within it.
+    every = questions.items if questions.limit else questions.every
+    play_items.play(played, params, asker, every, store, absent=questions.missing, tick=tick)
 
 
 def _hash_questions(items: Sequence[benchmark_item.Item]) -> str:

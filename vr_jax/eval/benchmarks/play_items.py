@@ -1,6 +1,6 @@
 """Asks a policy the items of a protocol, batch by batch, and keeps each reply as it comes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import functools
@@ -87,17 +87,18 @@ def play(
   items: Sequence[benchmark_item.Item],
   store: reply_store.ReplyStore,
   *,
+  absent: Collection[str] = (),
   tick: Callable[[int], None] = lambda done: None,
 ) -> None:
   """Asks all items that have no reply yet.
 
   context: as `with_protocol` makes it. All processes must call this together; each asks some items.
-  items: whose videos are there.
+  absent: ids of items that are not asked: their videos are not there.
   tick: is called with the number of questions done.
 
   An item whose prompt can't be made gets a reply with a problem. What is sampled depends on the
   seed and eval.batch_size: the draws of an item are those of its place among all items, whichever
-  process asks it, and whatever was asked before.
+  process asks it, whatever was asked before, and whichever items are absent.
   """
   share, shares = mesh_lib.process_shard(context.mesh)
   if shares != jax.process_count():
@@ -108,15 +109,20 @@ def play(
   size = context.config.eval.batch_size // shares
   # Sorted by video, so that each is opened once, and prompts of a batch are about as long.
   ordered = sorted(items, key=_order)
-  chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+  rows_of = [None if item.id in absent else item for item in ordered]
+  present = [item for item in rows_of if item is not None]
+  chunks = [rows_of[start : start + size] for start in range(0, len(rows_of), size)]
   known = {name for name, reply in store.read().items() if not reply.problem}
   # In round r the processes play the chunks from r * shares on, one each. A round of which any
   # process lacks a reply is played by all, with the same key: its draws are always the same.
   own = chunks[share::shares]
   own += [[]] * (-(-len(chunks) // shares) - len(own))
-  lacks = np.array([any(item.id not in known for item in chunk) for chunk in own], np.int32)
+  lacks = np.array(
+    [any(item is not None and item.id not in known for item in chunk) for chunk in own], np.int32
+  )
   rounds = np.flatnonzero(processes.all_gather(lacks).any(axis=0)).tolist()
-  done = len(items) - sum(len(chunks[place]) for place in _places(rounds, shares, len(chunks)))
+  counts = [sum(item is not None for item in chunk) for chunk in chunks]
+  done = len(present) - sum(counts[place] for place in _places(rounds, shares, len(chunks)))
   filler: list[batching.BatchItem] | None = None
   threads = max(1, context.config.data.threads)
   with (
@@ -131,13 +137,14 @@ def play(
       made = [each for each in asked if each is not None]
       if processes.all_gather(np.array([len(made)])).any():
         if not made and filler is None:
-          filler = _first_that_fits(asker, ordered)
+          filler = _first_that_fits(asker, present)
         filler = made[:1] or filler or []
-        # Each item keeps its row, on which its draws depend, also where one before it failed.
+        # Each item keeps its row, on which its draws depend, also where one before it failed or is
+        # absent.
         rows = [each or filler[0] for each in asked] or filler
         played = play_chunk(context, params, asker.protocol, rows, size, number)
         writer.add(reply for reply, item in zip(played, asked, strict=False) if item)
-      done += sum(len(chunks[place]) for place in _places([number], shares, len(chunks)))
+      done += sum(counts[place] for place in _places([number], shares, len(chunks)))
       tick(done)
       if processes.count_joined() > 1 and preemption.stops_after():
         raise errors.Preempted(preemption.OUTSIDE)
@@ -154,10 +161,11 @@ def _places(rounds: Sequence[int], shares: int, chunks: int) -> list[int]:
 
 
 def _order(item: benchmark_item.Item) -> tuple[str, float, str]:
-  return item.video, item.clip.start if item.clip else 0.0, item.id
+  # The path of a video may depend on whether it is there; the source's name doesn't.
+  return item.cluster, item.clip.start if item.clip else 0.0, item.id
 
 
-# For each item its prompt, or None if none can be made; then why.
+# For each item its prompt, or None if it is absent or none can be made; then why of the latter.
 _Asked = tuple[list[batching.BatchItem | None], list[reply_store.StoredReply]]
 
 
@@ -165,7 +173,7 @@ def _read_ahead(
   thread: futures.Executor,
   pool: futures.Executor,
   asker: asked_items.ItemAsker,
-  chunks: Sequence[Sequence[benchmark_item.Item]],
+  chunks: Sequence[Sequence[benchmark_item.Item | None]],
 ) -> Iterator[_Asked]:
   """The prompts of one chunk after the other; the next are made while some are played."""
   later = [thread.submit(ask_chunk, asker, chunk, pool) for chunk in chunks[:2]]
@@ -178,23 +186,25 @@ def _read_ahead(
 
 def ask_chunk(
   asker: asked_items.ItemAsker,
-  items: Sequence[benchmark_item.Item],
+  items: Sequence[benchmark_item.Item | None],
   pool: futures.Executor | None = None,
 ) -> _Asked:
   """Makes the prompts of a chunk. Of those that can't be made (None), it says why.
 
+  items: None for one that is absent.
   pool: threads that make several at a time; None: this one makes all.
   """
   run = map if pool is None else pool.map
   # The first question about a video decodes it; others about it wait for that.
-  first = {item.video: number for number, item in reversed([*enumerate(items)])}
-  parts = [*first.values()], [n for n, item in enumerate(items) if first[item.video] != n]
+  there = {number: item for number, item in enumerate(items) if item is not None}
+  first = {item.video: number for number, item in reversed(there.items())}
+  parts = [*first.values()], [n for n, item in there.items() if first[item.video] != n]
   made: dict[int, batching.BatchItem | reply_store.StoredReply] = {}
   for numbers in parts:
     made |= zip(
-      numbers, run(functools.partial(_ask, asker), [items[n] for n in numbers]), strict=True
+      numbers, run(functools.partial(_ask, asker), [there[n] for n in numbers]), strict=True
     )
-  results = [made[number] for number in range(len(items))]
+  results = [made.get(number) for number in range(len(items))]
   return (
     [each if isinstance(each, batching.BatchItem) else None for each in results],
     [each for each in results if isinstance(each, reply_store.StoredReply)],
