@@ -68,7 +68,7 @@ def _limit_memory(most: int) -> None:
 def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
   """Reads one file; returns the line of JSON and the JPEGs, or a line that says what is wrong."""
   path, fps = Path(request.pop("path")), request.pop("fps")
-  of_videos = {name: request.pop(name) for name in ("most_frames", "thin_to")}
+  most, at = request.pop("most_frames"), request.pop("at")
   last = time.monotonic()
 
   def progress() -> None:
@@ -79,11 +79,13 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
 
   try:
     if "frame_rate" in request:
-      extracted = image_folder.extract(path, fps=fps, progress=progress, **request)
+      extracted = image_folder.extract(path, fps=fps, at=at, progress=progress, **request)
     elif picture_file.is_picture(path.name):
       extracted = picture_file.extract(path, **request)
     else:
-      extracted = video_file.extract(path, fps=fps, progress=progress, **of_videos, **request)
+      extracted = video_file.extract(
+        path, fps=fps, at=at, most_frames=most, progress=progress, **request
+      )
   except InputError as error:
     return (_line({"problem": str(error)}),)
   except (MemoryError, BlockingIOError):  # the latter: no memory for another thread

@@ -96,15 +96,15 @@ def extract_all(
   folders: Mapping[Path, image_folder.FolderFrames] = types.MappingProxyType({}),
   kept_pixels: int | None = None,
   most_frames: int | None = None,
-  thin_to: int | None = None,
+  at: Sequence[float] | None = None,
 ) -> Generator[_Result, None, None]:
   """Yields what `video_file.extract` or `picture_file.extract` gives for each file, in their order.
 
   For a file that is bad, or breaks a limit, yields the error that says so. The workers end when
   the iterator is closed.
 
-  fps, quality, max_side, kept_pixels, most_frames, thin_to: see `video_file.extract`; the last two
-    are of videos alone.
+  fps, quality, max_side, kept_pixels, most_frames, at: see `video_file.extract`; a folder may have
+    any number of frames.
   folders: the frames of the paths that are folders of pictures.
 
   Raises:
@@ -117,7 +117,7 @@ def extract_all(
     "max_pixels": round(limits.megapixels * 1e6),
     "kept_pixels": kept_pixels,
     "most_frames": most_frames,
-    "thin_to": thin_to,
+    "at": at,
   }
   size = sum(map(_bytes, paths))
   most = min(limits.processes or min(_cores(), 16), len(paths))

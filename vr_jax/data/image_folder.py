@@ -1,5 +1,6 @@
 """Reads a folder of pictures, one a frame, as a video of a stated frame rate."""
 
+import bisect
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import math
@@ -78,9 +79,10 @@ def extract(
   max_side: int,
   kept_pixels: int | None = None,
   max_pixels: int = video_file.MAX_PIXELS,
+  at: Sequence[float] | None = None,
   progress: Callable[[], None] = lambda: None,
 ) -> video_file.ExtractedVideo:
-  """Keeps `fps` frames a second of pictures in a folder, as `video_file.extract` does of a video.
+  """Keeps frames of pictures in a folder, as `video_file.extract` does of a video.
 
   names, frame_rate: see FolderFrames.
 
@@ -89,7 +91,7 @@ def extract(
   """
   if not names:
     raise InputError(f"{path}: the video has no frames")
-  jpegs, kept, tick = [], [], 0
+  jpegs, kept, tick, passed = [], [], 0, 0
   size, scaled = (0, 0), (0, 0)
   for index, name in enumerate(names):
     progress()
@@ -101,9 +103,15 @@ def extract(
         f"{path / name}: has {original[0]} x {original[1]} pixels, the first frame of its folder "
         f"{size[0]} x {size[1]}"
       )
-    if time + frame_times.TOLERANCE < tick / fps:
+    if at is not None:
+      end = (index + 1) / frame_rate
+      before, passed = passed, bisect.bisect_left(at, end - frame_times.TOLERANCE)
+      if passed == before:
+        continue
+    elif time + frame_times.TOLERANCE < tick / fps:
       continue
-    tick = math.floor((time + frame_times.TOLERANCE) * fps) + 1
+    else:
+      tick = math.floor((time + frame_times.TOLERANCE) * fps) + 1
     frame = picture_file.extract(
       path / name,
       quality=quality,

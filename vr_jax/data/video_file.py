@@ -1,6 +1,7 @@
-"""Decodes a video file once, and keeps JPEG frames at a fixed rate with their times."""
+"""Decodes a video file once, and keeps JPEG frames with their times: at a rate, or chosen ones."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from fractions import Fraction
 import io
@@ -88,10 +89,10 @@ def extract(
   kept_pixels: int | None = None,
   max_pixels: int = MAX_PIXELS,
   most_frames: int | None = None,
-  thin_to: int | None = None,
+  at: Sequence[float] | None = None,
   progress: Callable[[], None] = lambda: None,
 ) -> ExtractedVideo:
-  """Decodes a whole video and keeps `fps` frames a second as JPEG.
+  """Decodes a whole video and keeps `fps` frames a second, or those at given times, as JPEG.
 
   For each tick k / fps the first frame at or after it is kept, once. So a video with fewer frames a
   second keeps each of its frames once. A frame that stays on the screen for longer than 1 / fps is
@@ -104,8 +105,8 @@ def extract(
   kept_pixels: a frame that has more is scaled down to about so many; None: no limit.
   max_pixels: of a frame as it is in the file.
   most_frames: that may be kept; None: any number.
-  thin_to: when so many frames are kept, and the video goes on, each second one is dropped and `fps`
-    is halved, as often as need be; None: never.
+  at: increasing times in seconds; the frames on the screen at these times are kept, each once, and
+    no others, whatever `fps` is. None: as `fps` says.
   progress: is called after each frame, kept or not.
 
   Raises:
@@ -115,19 +116,17 @@ def extract(
   jpegs, timestamps, ends = [], [], []
   # One for the whole video: setting up a conversion costs more than converting a small frame.
   reformatter = av.video.reformatter.VideoReformatter()
-  height = width = tick = 0
+  height = width = tick = passed = 0
   original = (0, 0)
   end = 0.0
   for timed in _until_next(decode(path, max_pixels)):
     progress()
     end = timed.end
-    if len(jpegs) == thin_to:
-      for kept in (jpegs, timestamps, ends):
-        del kept[1::2]
-      fps /= 2
-      tick = math.floor((timestamps[-1] + frame_times.TOLERANCE) * fps) + 1
-    is_due = timed.start + frame_times.TOLERANCE >= tick / fps
-    if is_due:
+    if at is not None:
+      before, passed = passed, bisect.bisect_left(at, end - frame_times.TOLERANCE)
+      if passed == before:
+        continue
+    elif timed.start + frame_times.TOLERANCE >= tick / fps:
       tick = math.floor((timed.start + frame_times.TOLERANCE) * fps) + 1
     elif timed.end - timed.start <= 1 / fps + frame_times.TOLERANCE:
       continue

@@ -62,13 +62,6 @@ def test_a_missing_or_damaged_video_is_named(cache, tmp_path):
     cache.open("clips/b.mp4", fps=2.0, frame_rate=None, **AS_DATA)
 
 
-@pytest.mark.parametrize(
-  ("frames", "seconds", "fps"), [(16, 600.0, 2.0), (16, 8.0, 8.0), (16, 10.0, 8.0), (32, 0.5, 64.0)]
-)
-def test_short_clips_are_decoded_at_a_higher_rate(frames, seconds, fps):
-  assert frame_cache.needed_fps(frames, seconds) == fps
-
-
 def test_what_a_kill_has_cut_is_decoded_anew_and_two_writers_get_in_nobodys_way(cache, tmp_path):
   store = cache.open("clips/a.mp4", fps=2.0, frame_rate=None, **AS_DATA)
   (directory,) = (tmp_path / "frames").glob("*/*")
@@ -105,7 +98,7 @@ def test_only_the_chosen_frames_of_a_clip_are_kept_at_their_own_size(cache, tmp_
   ask = {"clip": clip, "frame_rate": None}
   store = cache.open_chosen("b.mp4", choice, pixels=10_000, **ask)
   times = store.timestamps("b.mp4")
-  np.testing.assert_allclose(times, np.linspace(2.0, 119 / 30, 8), atol=1 / 28)
+  np.testing.assert_allclose(times, np.linspace(60, 119.99, 8).astype(int) / 30, atol=1e-3)
   assert store.size("b.mp4") == (96, 96) and abs(store.duration("b.mp4") - 8) < 0.01
   greys = store.read("b.mp4", range(8))[:, 60, 60, 0].astype(int)
   np.testing.assert_allclose(greys, 10 + 3 * (np.round(times * 30) % 80), atol=3)
@@ -115,12 +108,53 @@ def test_only_the_chosen_frames_of_a_clip_are_kept_at_their_own_size(cache, tmp_
   assert cache.open_chosen("b.mp4", choice, pixels=10_000, **ask) is store
 
 
-def test_frames_of_a_long_video_are_chosen_among_fewer_all_over_it(cache, tmp_path, monkeypatch):
-  videos.write(tmp_path / "sets" / "b.mp4", frames=200, fps=2, size=32)  # 100 s
-  monkeypatch.setattr(frame_cache, "MOST_FRAMES", 32)
-  choice = frame_choice.FrameChoice(count=4)
+def test_all_frames_that_were_asked_for_are_shown_of_any_clip_of_a_long_video(cache, tmp_path):
+  """Reference: for each of the rule's times, the last frame that has come, within the clip."""
+  dense = 600 + np.arange(40) / 4  # the others stay for ten seconds
+  came = np.concatenate([np.arange(0, 600, 10), dense, np.arange(610, 1200, 10)])
+  videos.write(tmp_path / "sets" / "b.mp4", frames=len(came), times=came.tolist(), size=32)
+  choice = frame_choice.FrameChoice(count=16)
+  for start, end in ((600.0, 610.0), (601.1, 606.0), (0.0, 1200.0)):
+    clip = None if end == 1200.0 else records.Span(start=start, end=end)
+    store = cache.open_chosen("b.mp4", choice, pixels=10_000, clip=clip, frame_rate=None)
+    end = min(end, store.duration("b.mp4"))
+    times = store.timestamps("b.mp4")
+    last = min(round(end * 30), round(store.duration("b.mp4") * 30) - 1)
+    wanted = np.linspace(round(start * 30), last, 16).astype(int) / 30 + 0.005
+    indices = np.searchsorted(came, np.minimum(wanted, end - 0.005), side="right") - 1
+    np.testing.assert_allclose(times, came[indices])
+    assert len(set(times)) == 16
+    greys = store.read("b.mp4", range(16))[:, 20, 20, 0].astype(int)
+    np.testing.assert_allclose(greys, 10 + 3 * (indices % 80), atol=3)
+
+
+def test_a_clip_of_fewer_frames_than_asked_for_shows_each_of_them_once(cache):
+  choice, clip = frame_choice.FrameChoice(count=32), records.Span(start=1.05, end=2.0)
+  store = cache.open_chosen("clips/a.mp4", choice, pixels=10_000, clip=clip, frame_rate=None)
+  np.testing.assert_allclose(store.timestamps("clips/a.mp4"), np.arange(8, 16) / 8)
+
+
+def test_the_frame_on_the_screen_is_shown_though_the_next_is_nearer(cache, tmp_path):
+  videos.write(tmp_path / "sets" / "b.mp4", frames=4, fps=1, size=32)
+  choice = frame_choice.FrameChoice(count=4, placement="inside")  # at 0.8, 1.6, 2.4 and 3.2 s
   store = cache.open_chosen("b.mp4", choice, pixels=10_000, clip=None, frame_rate=None)
-  times = store.timestamps("b.mp4")
-  assert np.abs(times - np.linspace(0, 99.5, 4)).max() <= 4.0 and times[-1] > 95.0
-  greys = store.read("b.mp4", range(4))[:, 20, 20, 0].astype(int)
-  np.testing.assert_allclose(greys, 10 + 3 * (times * 2 % 80), atol=3)
+  np.testing.assert_allclose(store.timestamps("b.mp4"), [0, 1, 2, 3])
+
+
+def test_the_chosen_pictures_of_a_folder_are_shown(cache, tmp_path):
+  folder = tmp_path / "sets" / "tvqa" / "clip"
+  folder.mkdir(parents=True)
+  for number in range(30):
+    Image.new("RGB", (64, 48), (number * 8, 0, 0)).save(folder / f"{number:05d}.jpg")
+  choice, clip = frame_choice.FrameChoice(count=4), records.Span(start=3.0, end=6.0)
+  store = cache.open_chosen("tvqa/clip", choice, pixels=10_000, clip=clip, frame_rate=3.0)
+  np.testing.assert_allclose(store.timestamps("tvqa/clip"), np.array([9, 12, 15, 17]) / 3)
+  reds = store.read("tvqa/clip", range(4))[:, 20, 20, 0].astype(int)
+  np.testing.assert_allclose(reds, np.array([9, 12, 15, 17]) * 8, atol=3)
+
+
+def test_a_still_of_one_frame_is_shown_once(cache, tmp_path):
+  videos.write(tmp_path / "sets" / "b.mp4", frames=1, fps=2, size=32)
+  choice = frame_choice.FrameChoice(count=16)
+  store = cache.open_chosen("b.mp4", choice, pixels=10_000, clip=None, frame_rate=None)
+  assert store.timestamps("b.mp4").tolist() == [0.0]

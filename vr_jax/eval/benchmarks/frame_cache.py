@@ -2,9 +2,10 @@
 
 A recipe's questions use all frames at the rate that the run's data has (`FrameCache.open`). A
 protocol shows some frames of a video or clip (`FrameCache.open_chosen`), and only these are kept,
-once for all questions that show the same. They are chosen among at least four for each that is
-shown: up to 2,048 frames, spread over the video. They are kept as large as they are in the file,
-unless the protocol shows them at under half of that width and height.
+once for all questions that show the same. Such a video is decoded twice: for its length, from which
+the times of the frames follow, then for the frames that are on the screen at these times. They are
+kept as large as they are in the file, unless the protocol shows them at under half of that width
+and height.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ import errno
 import functools
 import hashlib
 import json
-import math
 from pathlib import Path
 import shutil
 import tempfile
@@ -35,13 +35,12 @@ from vr_jax.errors import InputError
 from vr_jax.eval.benchmarks import frame_choice
 
 MEGABYTES = 1 << 20  # of a shard: a video is one file
-MOST_FRAMES = 2048  # of a video, from which those that a protocol shows are chosen
-LOWEST_FPS = 2.0
 _FORMAT = 2
 _OPEN = 32  # stores that are kept open
 _LAST = "videos.npz"  # of a frame store, which is complete with it
 _QUALITY = 95  # of JPEG, for frames that a protocol shows
 _ANY_SIDE = 1 << 15
+_FIRST_ALONE = 1e-6  # frames a second, where a video is decoded for its length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,23 +91,20 @@ class FrameCache:
     """
     path = self._existing(name, frame_rate)
     how: dict[str, Any] = {
+      "fps": _FIRST_ALONE,
       "quality": _QUALITY,
       "max_side": _ANY_SIDE,
       "kept_pixels": upright_images.pixels_to_keep(pixels),
-      "thin_to": MOST_FRAMES,
     }
     chosen = {"choice": dataclasses.asdict(choice), "clip": clip and [clip.start, clip.end]}
     directory = self._directory(path, name, frame_rate, how | chosen)
     if not (directory / _LAST).is_file():
-      video = self._extract(path, frame_rate, how | {"fps": LOWEST_FPS})
+      video = self._extract(path, frame_rate, how)
       shown = frame_choice.shown_part(clip, video.duration, where=name)
-      seconds = shown.end - shown.start
-      count = choice.count if choice.fps is None else min(choice.count, choice.fps * seconds)
-      most = MOST_FRAMES / max(video.duration, 1.0)
-      fps = max(LOWEST_FPS, min(needed_fps(count, seconds), most))
-      if fps > LOWEST_FPS and video.duration:
-        video = self._extract(path, frame_rate, how | {"fps": fps})
-      _write(directory, name, _take(video, choice, shown, name), fps)
+      if video.duration:
+        times = frame_choice.choose_times(choice, video.duration, shown)
+        video = self._extract(path, frame_rate, how | {"at": times.tolist()})
+      _write(directory, name, video, frame_choice.FPS)
     return _open(directory)
 
   def _existing(self, name: str, frame_rate: float | None) -> Path:
@@ -137,24 +133,6 @@ class FrameCache:
     return self.cache / digest[:2] / digest[2:34]
 
 
-def _take(
-  video: video_file.ExtractedVideo,
-  choice: frame_choice.FrameChoice,
-  shown: records.Span,
-  name: str,
-) -> video_file.ExtractedVideo:
-  """The video with the frames alone that a rule chooses."""
-  indices = frame_choice.choose_kept(
-    choice, video.timestamps, video.ends, video.duration, shown, where=name
-  )
-  return dataclasses.replace(
-    video,
-    jpegs=tuple(video.jpegs[index] for index in indices),
-    timestamps=video.timestamps[indices],
-    ends=video.ends[indices],
-  )
-
-
 def _write(directory: Path, name: str, extracted: video_file.ExtractedVideo, fps: float) -> None:
   """Writes the store of a video. Threads and processes may write the same: the first one stays.
 
@@ -180,16 +158,6 @@ def _write(directory: Path, name: str, extracted: video_file.ExtractedVideo, fps
 def _open(directory: Path) -> frame_store.FrameStore:
   """A store that is complete, and so never changes. Questions about one video follow each other."""
   return frame_store.FrameStore(directory)
-
-
-def needed_fps(frames: float, seconds: float) -> float:
-  """The rate to decode at so that `frames` frames spread over a clip are near their times.
-
-  Four frames are kept for each that is shown, and the nearest is shown: it is off by an eighth of
-  the distance between two that are shown, at most.
-  """
-  wanted = max(LOWEST_FPS, 4 * frames / max(seconds, 1e-3))
-  return min(2.0 ** math.ceil(math.log2(wanted)), 64.0)
 
 
 def _folder(path: Path, frame_rate: float) -> image_folder.FolderFrames:

@@ -3,8 +3,8 @@
 Programs differ even where they say "32 frames": with both ends or only the inside, rounded or cut.
 
 Frames are chosen by time: a rule for indices is applied to a video of 30 frames a second. For each
-of these times the frame on the screen is shown if it is kept, else the nearest kept one. Where
-several times have the same frame, it is shown once.
+of these times the frame that is on the screen is shown. Where several times have the same frame, it
+is shown once.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from vr_jax import frame_times, records
-from vr_jax.data import sampling
 from vr_jax.errors import InputError
 
 # ends: evenly from the first to the last, fractions cut (lmms-eval).
@@ -25,7 +24,8 @@ from vr_jax.errors import InputError
 Placement = Literal["ends", "rounded", "middles", "inside", "starts"]
 
 
-_FPS = 30.0  # of the video that rules for indices are applied to
+FPS = 30.0  # of the video that rules for indices are applied to
+_INTO_FRAME = 0.25  # of a frame, after its start: files round times, to milliseconds for example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,39 +77,22 @@ def choose(
   return np.clip(chosen.astype(int), first, last)
 
 
-def choose_kept(
-  choice: FrameChoice,
-  timestamps: Float[np.ndarray, "kept"],
-  ends: Float[np.ndarray, "kept"],
-  duration: float,
-  shown: records.Span,
-  *,
-  where: str,
-) -> Int[np.ndarray, "frames"]:
-  """Indices of the kept frames on the screen when the rule's frames are, or nearest to them.
+def choose_times(
+  choice: FrameChoice, duration: float, shown: records.Span
+) -> Float[np.ndarray, "times"]:
+  """Increasing times in seconds: the frames that are on the screen then are those to show.
 
-  timestamps, ends: when each kept frame came and went, in seconds. duration: of the video.
-  shown: the part of the video to choose from. where: names the video in errors.
+  duration: of the video. shown: the part of it to choose from; what comes at its end is not shown.
 
-  Raises InputError if that part shows no frame.
+  Raises InputError if that part has no frame.
   """
-  if len(timestamps) == 1:
-    return np.zeros(1, np.int64)
-  frames = max(1, round(duration * _FPS))
+  frames = max(1, round(duration * FPS))
   # The video's last frame begins before its end.
-  end = min(shown.end, (frames - 1) / _FPS)
+  end = min(shown.end, (frames - 1) / FPS)
   clip = records.Span(start=shown.start, end=max(end, shown.start))
-  times = choose(choice, frames, _FPS, clip) / _FPS
-  before = np.searchsorted(timestamps, times + frame_times.TOLERANCE, side="right") - 1
-  before = np.clip(before, 0, len(timestamps) - 1)
-  after = np.minimum(before + 1, len(timestamps) - 1)
-  is_gone = ends[before] + frame_times.TOLERANCE < times
-  is_nearer = timestamps[after] - times < times - ends[before]
-  indices = np.where(is_gone & is_nearer, after, before)
-  first, stop = sampling.shown_range(timestamps, ends, shown)
-  if stop <= first:
-    raise InputError(f"{where}: shows no frame from {shown.start:g} to {shown.end:g} s")
-  return np.unique(np.clip(indices, first, stop - 1))
+  times = (choose(choice, frames, FPS, clip) + _INTO_FRAME) / FPS
+  last = max(shown.start, shown.end - 2 * frame_times.TOLERANCE)
+  return np.unique(np.clip(times, shown.start, last))
 
 
 def shown_part(clip: records.Span | None, duration: float, *, where: str) -> records.Span:
