@@ -49,7 +49,8 @@ def _plain(value: Any, wanted: Any) -> Any:
   if isinstance(value, list):
     return tuple(value)
   origin, args = typing.get_origin(wanted), typing.get_args(wanted)
-  if args and isinstance(origin, type) and issubclass(origin, Mapping):
+  is_object = isinstance(origin, type) and issubclass(origin, Mapping)
+  if is_object and args[1] is not Any:
     return {name: _plain(each, args[1]) for name, each in value.items()}
   return float(value) if wanted is float else value
 
