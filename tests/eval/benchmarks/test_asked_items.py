@@ -195,7 +195,8 @@ def test_threads_make_the_same_prompts_and_decode_each_video_once(context, tmp_p
     videos.write(tmp_path / f"{name}.mp4", frames=16, fps=8, mark=20 if name == "a" else 200)
   names = ("a.mp4", "a.mp4", "no.mp4", "b.mp4", "a.mp4")
   items = [dataclasses.replace(ITEM, id=str(n), video=name) for n, name in enumerate(names)]
-  asker = _asker(context, tmp_path, protocols.get("mvbench@official"))
+  protocol = protocols.get("mvbench@official")
+  asker = _asker(play_items.with_protocol(context, protocol), tmp_path, protocol)
   with futures.ThreadPoolExecutor(3) as pool:
     made, failed = play_items.ask_chunk(asker, items, pool)
   alone, failed_alone = play_items.ask_chunk(asker, items)

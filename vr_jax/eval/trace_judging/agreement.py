@@ -72,7 +72,8 @@ def ordinal_alpha(
   count = totals.sum(-1)
   observed = (squares * tables).sum((-2, -1))
   products = totals[..., :, None] * totals[..., None, :]
-  return _one_minus_ratio((count - 1) * observed, (squares * products).sum((-2, -1)))
+  disagreement = (count - 1) * observed, (squares * products).sum((-2, -1))
+  return _one_minus_ratio(*map(np.asarray, disagreement))
 
 
 def spearman(
