@@ -18,7 +18,7 @@ STEPS, PROMPTS, GROUP = 3, 4, 4
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-  """A run of three steps; returns (workdir, what learn() used at each step)."""
+  """A run of three steps; returns (workdir, what updates used at each step)."""
   workdir = tmp_path_factory.mktemp("rollouts")
   (workdir / "rollouts").mkdir()
   for name in ("step-000001.jsonl", "step-000009.0-of-2.jsonl", "notes.txt"):
@@ -26,17 +26,17 @@ def run(data, tmp_path_factory):
   config = nano.config(data__directory=str(data), sft__steps=0, rl__steps=STEPS, rl__kl_weight=0.0)
   config.log.rollouts_kept = 2
   config.log.completions_every = 2
-  used, learn = [], rl_loop.learner_lib.Learner.learn
+  used, launch = [], rl_loop.learner_lib.Learner.launch
 
   def watched(learner, collected, *arguments):
-    values = learn(learner, collected, *arguments)
+    launched = launch(learner, collected, *arguments)
     used.append((collected, np.asarray(learner.last_advantages)))
-    return values
+    return launched
 
   with pytest.MonkeyPatch.context() as patch:
     nano.use_devices(patch, 1)
     patch.setitem(registry.ENVIRONMENTS, "moss_chatv", counting.Counting)
-    patch.setattr(rl_loop.learner_lib.Learner, "learn", watched)
+    patch.setattr(rl_loop.learner_lib.Learner, "launch", watched)
     rl_loop.train(config, workdir)
   return workdir, used
 

@@ -28,7 +28,7 @@ import jax
 from jax import monitoring
 import ml_collections
 
-from vr_jax import atomic, durations, plain_json
+from vr_jax import atomic, durations, errors, plain_json
 from vr_jax.parallel import processes
 from vr_jax.train import console
 
@@ -160,8 +160,9 @@ def announced(directory: Path, network: Any) -> Iterator[None]:
   monitoring.register_event_duration_secs_listener(watch.end)
   try:
     yield
-  except BaseException:  # preempted, say: the next start should find these programs
-    print_summary()
+  except BaseException as error:  # preempted, say: the next start should find these programs
+    if not isinstance(error, errors.InputError):  # of which one line is all
+      print_summary()
     raise
   finally:
     monitoring.unregister_scalar_listener(watch.begin)
