@@ -129,7 +129,7 @@ def _stage_memories(
   if config.rl.eval_every:
     sampling["rl"] = max(sampling["rl"], evaluated)
   if disjoint:  # the half that samples
-    moved = params if net.samples_int8 else learner_state.cast_as_passes(net, params)
+    moved = learner_state.params_to_sample(net, params, abstract=True)
     yield StageMemory(stage="rl", state=_device_bytes(moved), gradient=0, sampling=sampled)
   for stage, state in states.items():
     yield StageMemory(

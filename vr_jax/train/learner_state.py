@@ -69,26 +69,37 @@ def make_reference(
 
   abstract: `params` and the result are shapes, dtypes and shardings.
   """
+  trained = train_state_lib.split(params, net.frozen)[0]
+  cast = _cast_as_passes(net, trained, abstract=abstract)
+  if abstract:
+    return cast
+  return jax.tree.map(
+    lambda new, old: jnp.copy(new) if new.dtype == old.dtype else new, cast, trained
+  )
 
-  def copy(variable: nnx.Variable) -> nnx.Variable:
+
+def params_to_sample(
+  net: model_setup.ModelSetup, params: PyTree, *, abstract: bool = False
+) -> PyTree:
+  """Parameters as the half that samples gets them, where rl.disjoint_meshes has one.
+
+  Matrices are in the dtype that every pass casts them to, which changes no bit of what is sampled.
+  Those that are rounded to 8 bits there are as trained.
+
+  abstract: as in `make_reference`.
+  """
+  return params if net.samples_int8 else _cast_as_passes(net, params, abstract=abstract)
+
+
+def _cast_as_passes(net: model_setup.ModelSetup, params: PyTree, *, abstract: bool) -> PyTree:
+  def cast(variable: nnx.Variable) -> nnx.Variable:
     x = variable.get_value()
     if x is None:
       return variable
     dtype = dtype_in_passes(net, variable)
     if abstract:
       return variable.replace(jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding))
-    return variable.replace(jnp.copy(x) if x.dtype == dtype else x.astype(dtype))
-
-  trained = train_state_lib.split(params, net.frozen)[0]
-  return jax.tree.map(copy, trained, is_leaf=lambda x: isinstance(x, nnx.Variable))
-
-
-def cast_as_passes(net: model_setup.ModelSetup, params: PyTree) -> PyTree:
-  """Shapes, dtypes and shardings of parameters, in the dtypes that every pass casts them to."""
-
-  def cast(variable: nnx.Variable) -> nnx.Variable:
-    x, dtype = variable.get_value(), dtype_in_passes(net, variable)
-    return variable.replace(jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding))
+    return variable.replace(x.astype(dtype))
 
   return jax.tree.map(cast, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 

@@ -122,19 +122,17 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     for step in range(last_step + 1, rl.steps + 1):
       profile.begin(step)
       timer = step_timer_lib.StepTimer(after=timer)
+      policy = half.refresh(learner.params) if half else learner.params
       if ahead is None:
-        collected = source.collect(
-          half.refresh(learner.params) if half else learner.params, step, timer
-        )
+        collected = source.collect(policy, step, timer)
       else:
         collected, ahead = ahead, None
       samples_ahead, launched = rl.one_step_off_policy and step < rl.steps, None
       if half:  # the update starts first; the next replies get a copy of the policy before it
-        half.refresh(learner.params)
         collected = half.hand_over(collected)
         launched = learner.launch(collected, timer)
       if samples_ahead:
-        ahead = source.collect(half.params if half else learner.params, step + 1, timer)
+        ahead = source.collect(policy, step + 1, timer)
       # If another batch is needed, the host reads it during the update.
       prefetch = None
       if step + max(rl.one_step_off_policy, rl.carry_over) < rl.steps:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 
-from flax import nnx
 import jax
 from jaxtyping import PyTree
 
@@ -31,26 +30,19 @@ class SamplingHalf:
   def refresh(self, params: PyTree) -> PyTree:
     """Copies the policy's parameters to this half, without waiting for the copy; returns it.
 
-    The last copy is deleted. Matrices move in the dtype that every pass casts them to, which
-    changes no bit of what is sampled; rounded to 8 bits, they are those as trained.
+    The last copy is deleted.
     """
     # Modules refer to themselves, so their parameters would live until Python looks for garbage.
     jax.tree.map(lambda x: x.delete(), self._trained)
     trained, fixed = train_state_lib.split(params, self.context.frozen)
     if self._fixed is None:
-      self._fixed = self.meshes.to_sampling(self._cast(fixed))
-    self._trained = self.meshes.to_sampling(self._cast(trained))
+      self._fixed = self._moved(fixed)
+    self._trained = self._moved(trained)
     self.params = train_state_lib.join(self._trained, self._fixed)
     return self.params
 
-  def _cast(self, params: PyTree) -> PyTree:
-    def cast(variable: nnx.Variable) -> nnx.Variable:
-      x = variable.get_value()
-      if x is None or self.context.samples_int8:
-        return variable
-      return variable.replace(x.astype(learner_state.dtype_in_passes(self.context, variable)))
-
-    return jax.tree.map(cast, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  def _moved(self, params: PyTree) -> PyTree:
+    return self.meshes.to_sampling(learner_state.params_to_sample(self.context, params))
 
   def hand_over(self, collected: experience.Experience) -> experience.Experience:
     """Copies what the update reads of replies to the training half."""
