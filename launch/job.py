@@ -79,6 +79,7 @@ class TrainingJob:
   workdir: str = _option("", "empty: runs/NAME of the bucket")
   restarts: int = _option(20, "how often a run that was preempted or crashed starts again")
   coordinator_port: int = _option(0, "TCP port of the first host; 0: JAX's own, 8482")
+  log_format: str = _option("", "of lines, text or json; empty: json on a pod, text here")
   paths: InputPaths = InputPaths()
   tpu_vm: TpuVmOptions = TpuVmOptions()
   gke: GkeOptions = GkeOptions()
@@ -119,15 +120,18 @@ class TrainingJob:
       *(f"--config.{name}={text}" for name, text in self.fields.items()),
       f"--workdir={self.run_directory}",
       f"--mode={self.mode}",
+      *([f"--log_format={self.log_format}"] if self.log_format else []),
     )
 
   def command_on(self, hosts: int) -> tuple[str, ...]:
     """The words that each of so many hosts of a pod runs: the processes find each other.
 
     A host without libtpu, or one that finds no other, ends with a line instead of running alone.
+    Lines are objects with the process's index: Cloud Logging mixes those of all hosts.
     """
     several = (f"--num_processes={hosts}",) if hosts > 1 else ()
-    return ("vr-jax", *self.flags, "--backend=tpu", *several)
+    lines = () if self.log_format else ("--log_format=json",)
+    return ("vr-jax", *self.flags, "--backend=tpu", *several, *lines)
 
   @property
   def environment(self) -> dict[str, str]:

@@ -169,18 +169,20 @@ def _start(call: commands.Call) -> None:
 
 def worker_settings(job: job_lib.TrainingJob, hosts: int) -> str:
   """What stands before launch/tpu_vm_worker.sh in the script of every host, of so many."""
+  stopped = f"{job.on_host(job.run_directory)}.stopped"
+  variables = {**job.environment, "VR_JAX_STOPPED": stopped}
   settings = {
     "NAME": job.name,
     "PROJECT": job.project,
     "IMAGE": job.image,
     "INSTALL": job.on_host(job.install),
-    "STOPPED": f"{job.on_host(job.run_directory)}.stopped",
+    "STOPPED": stopped,
     "RESTARTS": str(job.restarts),
   }
   lists = {
     "BUCKETS": job.buckets,
     "SECRETS": [f"{variable}={name}" for variable, name in job.secrets.items()],
-    "SETTINGS": [f"{name}={value}" for name, value in job.environment.items()],
+    "SETTINGS": [f"{name}={value}" for name, value in variables.items()],
     "COMMAND": job.command_on(hosts),
   }
   lines = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]

@@ -54,6 +54,12 @@ def test_a_file_gives_the_words_that_a_host_runs(job_toml):
     "--mode=rl",
     "--backend=tpu",
     "--num_processes=2",
+    "--log_format=json",
+  )
+  assert read(job_toml, {"log_format": "text"}).job.command_on(1)[-3:] == (
+    "--mode=rl",
+    "--log_format=text",
+    "--backend=tpu",
   )
 
 
@@ -167,6 +173,7 @@ def test_words_arrive_unchanged_through_a_shell(tmp_path):
     ({"restarts": "-1"}, "--restarts: -1 is not between 0 and 1000"),
     ({"restarts": "many"}, "--restarts=many: needs a whole number"),
     ({"coordinator_port": "80"}, "--coordinator_port: 80 is not between 1024 and 65535"),
+    ({"log_format": "xml"}, "--log_format: 'xml' is none of text, json"),
     ({"gke.clusters": "a"}, "--gke.clusters: a job has no such field; the nearest is gke.cluster"),
   ],
 )

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from launch import job_file, tpu_vm
+from launch import job_file, local, tpu_vm
 from tests.jobs import recorders, test_job_file
+from tests.parallel import test_cluster
 from vr_jax.parallel import preemption
 
 # What it starts belongs to root: who called it can signal neither sudo nor its child.
@@ -21,6 +22,9 @@ words = [word for word in sys.argv[1:] if not word.startswith("--preserve-env")]
 again = lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 sys.exit(subprocess.call(words, start_new_session=True, preexec_fn=again))
 """
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Host:
@@ -309,6 +313,30 @@ def test_a_run_without_an_image_is_told_to_stop_and_saves(host):
   host.run("stop")
   assert host.wait() == "75"
   assert (host.home / "saved").read_text() == "saved\n"
+
+
+def test_a_host_that_joins_leaves_when_another_one_is_stopped(host, tmp_path):
+  """The first is vr-jax, which waits for the second; that one is told to stop before it joins."""
+  other, port = Host(tmp_path, "host-1", tmp_path / "shared"), local.free_port()
+  flags = f"--coordinator_address=localhost:{port} --num_processes=2 --process_id=0"
+  run = f"--config=grpo:tiny --workdir={tmp_path}/run --mode=data --backend=cpu {flags}"
+  python = f"cd {ROOT} && JAX_PLATFORMS=cpu exec {sys.executable} -m vr_jax.main {run}"
+  for each, text in ((host, python), (other, "exec sleep 60")):
+    each.answer()
+    each.write(install="vr_jax[tpu]")
+    shutil.copy(each.tools.directory / "docker", each.tools.directory / "python3")
+    vr_jax = each.home / ".vr_jax/environment/bin/vr-jax"
+    vr_jax.parent.mkdir(parents=True)
+    vr_jax.write_text(f"#!/bin/bash\n{text}\n")
+    vr_jax.chmod(0o755)
+    each.start()
+  test_cluster.wait_for_listener(port)
+  other.run("stop")
+  assert other.wait() == "143"
+  assert host.wait() == "75"
+  lines = host.run("logs", "9").stdout.splitlines()
+  assert any("the job has stopped (host-1: was told to stop); start it again" in s for s in lines)
+  assert lines[-1] == "host-0: does not start again: host-1: was told to stop"
 
 
 def test_copies_and_programs_are_on_the_disk_of_the_host_at_every_restart(host):

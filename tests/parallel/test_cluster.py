@@ -1,15 +1,17 @@
 """Processes of a run find each other, by flags and under Slurm, or say in one line why not."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 
 from absl import flags
 import pytest
 
 from launch import local
 from vr_jax import errors
-from vr_jax.parallel import cluster_flags
+from vr_jax.parallel import cluster, cluster_flags
 
 SCRIPT = """
 import pathlib, sys
@@ -81,6 +83,41 @@ def test_a_process_that_waits_in_vain_says_so_in_one_line(index):
   assert process.returncode == 75
   (line,) = [each for each in said.splitlines() if "vr-jax: " in each]
   assert f", process {index}: can't join the others at localhost:{port}: not all" in line
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_waits_leaves_once_another_host_has_ended_for_good(tmp_path, index):
+  port, stopped = local.free_port(), tmp_path / "lamps.stopped"
+  words = (f"--coordinator_address=localhost:{port}", "--num_processes=2", f"--process_id={index}")
+  with socket.socket() as coordinator:
+    if index:  # one that listens and never answers
+      coordinator.bind(("localhost", port))
+      coordinator.listen()
+    process = start(port, *words, **{cluster.STOPPED: str(stopped)})
+    if index:
+      coordinator.settimeout(30)
+      coordinator.accept()
+    else:
+      wait_for_listener(port)
+    assert process.poll() is None
+    stopped.write_text("host-1: was told to stop\n")
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+  assert time.monotonic() - began < 2 * cluster.LOOK
+  assert process.returncode == 75
+  (line,) = [each for each in said.splitlines() if "vr-jax: " in each]
+  assert f", process {index}: can't join the others at localhost:{port}: the job has" in line
+  assert line.endswith("stopped (host-1: was told to stop); start it again on all hosts")
+
+
+def wait_for_listener(port):
+  until = time.monotonic() + 30
+  while True:
+    with socket.socket() as probe:
+      if not probe.connect_ex(("localhost", port)):
+        return
+    assert time.monotonic() < until
+    time.sleep(0.05)
 
 
 def test_an_id_that_is_given_twice_ends_all_in_time(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import os
+from pathlib import Path
 import socket
 import sys
 import threading
@@ -13,14 +14,22 @@ from vr_jax import errors
 from vr_jax.parallel import absent_tpu, asked_backend, cluster_flags, preemption
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# Of the environment: a file that is there once another host has ended for good, and says why.
+STOPPED = "VR_JAX_STOPPED"
+LOOK = 5.0  # seconds between two looks for it, in a bucket mostly
+_HINT = (
+  "run the command on all hosts, each with another --process_id where that is given, and let the "
+  "firewall pass that port (--coordinator_address chooses another)"
+)
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 
 
 def join(cluster: cluster_flags.Cluster) -> None:
   """Connects this process to the others of its run, if there are any. Call it before JAX starts.
 
-  If they don't come together in time, it prints a line and ends the process, as JAX would abort it
-  without one. The exit code is 75: a host may still come, and the same command is worth a new try.
+  If they don't come together in time, or one of them has ended for good (the file that
+  VR_JAX_STOPPED names), it prints a line and ends the process, as JAX would abort it without one.
+  The exit code is 75: a host may still come, and the same command is worth a new try.
 
   Raises InputError if the flags don't say enough, or this machine lacks the backend.
   """
@@ -37,6 +46,8 @@ def join(cluster: cluster_flags.Cluster) -> None:
   late = threading.Timer(cluster.timeout, _give_up, (cluster,))
   late.daemon = True
   late.start()
+  joined = threading.Event()
+  threading.Thread(target=_look_for_end, args=(cluster, joined), daemon=True).start()
   try:
     jax.distributed.initialize(
       address,
@@ -58,6 +69,7 @@ def join(cluster: cluster_flags.Cluster) -> None:
     _end(cluster, _reason(error))
   finally:
     late.cancel()
+    joined.set()
 
 
 def _give_up(cluster: cluster_flags.Cluster) -> None:
@@ -65,14 +77,25 @@ def _give_up(cluster: cluster_flags.Cluster) -> None:
   _end(cluster, f"not all processes are there after {cluster.timeout} s")
 
 
-def _end(cluster: cluster_flags.Cluster, reason: str) -> NoReturn:
+def _look_for_end(cluster: cluster_flags.Cluster, joined: threading.Event) -> None:
+  """Ends this process as soon as another host has ended for good: it would wait in vain."""
+  path = Path(os.environ.get(STOPPED, ""))
+  if not path.name:
+    return
+  while not joined.wait(LOOK):
+    try:
+      said = errors.printable(path.read_text(encoding="utf-8", errors="replace").strip())
+    except OSError:
+      continue  # it is not there
+    if not joined.is_set():
+      _end(cluster, f"the job has stopped ({said})", "start it again on all hosts")
+
+
+def _end(cluster: cluster_flags.Cluster, reason: str, hint: str = _HINT) -> NoReturn:
   where = cluster.coordinator_address or "the coordinator that JAX found"
   which = "" if cluster.process_id is None else f", process {cluster.process_id}"
-  line = (
-    f"vr-jax: {socket.gethostname()}{which}: can't join the others at {where}: {reason}; run the "
-    "command on all hosts, each with another --process_id where that is given, and let the "
-    "firewall pass that port (--coordinator_address chooses another)"
-  )
+  host = socket.gethostname()
+  line = f"vr-jax: {host}{which}: can't join the others at {where}: {reason}; {hint}"
   print(line, file=sys.stderr, flush=True)
   os._exit(preemption.EXIT_CODE)
 
