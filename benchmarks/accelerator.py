@@ -87,7 +87,7 @@ def prepare(argv: Sequence[str]) -> AcceleratorWork:
   if optional_sections.takes_turns(config):
     raise errors.InputError(f"{recipe[-1]}: has several turns; choose a recipe with one")
   model = cast(model_config.Qwen2_5_VLConfig, model_setup.model_of(config))
-  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh = model_setup.make_mesh(config)
   config = model_setup.clamp_microbatches(config, mesh)
   load = step_shapes.make_step_shapes(config, model)
   net = model_setup.ModelSetup(

@@ -32,7 +32,6 @@ import ml_collections
 from launch import analysis, programs, report, topology
 from vr_jax import errors
 from vr_jax import main as vr_jax
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import config_checks, model_setup, step_shapes
 
 DEFAULT = (
@@ -178,7 +177,7 @@ def floor_seconds(plan: analysis.SlicePlan, name: str, work: analysis.CountedFlo
 
 def floors(config: ml_collections.ConfigDict, where: topology.Slice) -> dict[str, float]:
   """Seconds of an RL step that the slice needs at least, by part; nothing is compiled."""
-  mesh = mesh_lib.make_mesh(config.mesh, where.devices)
+  mesh = model_setup.make_mesh(config, where.devices)
   model = model_setup.model_of(config)
   shapes = step_shapes.make_step_shapes(config, model)
   plan = analysis.SlicePlan(
@@ -315,7 +314,7 @@ def main(argv: Sequence[str]) -> None:
   topology.prepare(quick=options.quick)
   config_checks.check(config)
   where = topology.find(options.topology)
-  config = model_setup.clamp_microbatches(config, mesh_lib.make_mesh(config.mesh, where.devices))
+  config = model_setup.clamp_microbatches(config, model_setup.make_mesh(config, where.devices))
   title = (chosen or DEFAULT)[0].removeprefix("--config=").removeprefix("configs/")
   if options.floor:
     least = floors(config, where)

@@ -28,10 +28,10 @@ The released data is two files, traces for the warm start and questions for RL. 
     --mode=rl --config.rl.init_checkpoint=runs/p2r-sft/checkpoints/sft --workdir=runs/p2r
 
 The paper updates on 7 prompts x 8 replies. 8 prompts divide over up to 8 devices (data x fsdp). On
-a larger slice, let several devices share a prompt: --config.mesh="(1,8,-1,1)"; 72b does so, with 8
-devices on the tensor axis. Traces are written by --mode=traces (docs/traces.md), or are the
-released ones. config.judge (docs/judges.md) judges perception. The judge `rule` knows simulated
-videos only, so the sizes 3b, 7b and 72b need an endpoint, whose key is read from the environment.
+a larger slice, several devices share a prompt (docs/pods.md); 72b also has 8 devices on the tensor
+axis. Traces are written by --mode=traces (docs/traces.md), or are the released ones. config.judge
+(docs/judges.md) judges perception. The judge `rule` knows simulated videos only, so the sizes 3b,
+7b and 72b need an endpoint, whose key is read from the environment.
 
 Source: arXiv 2511.11113. It does not state the clip range, the averaging of the loss and the floor
 of the standard deviation: those of GRPO are used.
@@ -71,8 +71,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
-  # 8 prompts on the 128 chips of v5p-256: 2 chips on the sequence axis, 8 on tensor.
-  base_config.released_network(config, size, mesh=(1, 8, -1, 8) if size == "72b" else None)
+  base_config.released_network(config, size)
   base_config.released_limits(config, size)
   config.data.videos = "VideoP2R"
   config.data.annotations = "VideoP2R/rl.json"

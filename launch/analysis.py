@@ -14,7 +14,6 @@ from vr_jax import errors, records
 from vr_jax.models import interface, registry
 from vr_jax.models.common import flops, rematerialisation
 from vr_jax.parallel import compiler_options
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup, step_shapes
 
 LARGEST = 3  # temporaries that a plan names
@@ -165,7 +164,7 @@ def analyse(
       f"config.model.dtype={config.model.dtype}: {where.chip.name} has no such matrix products; "
       f"one of {', '.join(where.chip.dtypes)}"
     )
-  mesh = mesh_lib.make_mesh(config.mesh, where.devices)
+  mesh = model_setup.make_mesh(config, where.devices)
   every_layer = model_setup.model_of(config)
   model = _shallow(every_layer, layers) if layers else every_layer
   shapes = step_shapes.make_step_shapes(config, model)

@@ -75,7 +75,6 @@ def _run(argv: list[str]) -> int:
     report,
     sweep,
   )  # import only now: `prepare` comes before jax starts
-  from vr_jax.parallel import mesh
   from vr_jax.train import config_checks, model_setup
 
   config_checks.check(config)
@@ -89,7 +88,7 @@ def _run(argv: list[str]) -> int:
     found = sweep.search(config, where, progress=_say)
     print(json.dumps(sweep.as_json(found)) if options.json else sweep.as_text(found))
     return 0 if found.best is not None else 1
-  config = model_setup.clamp_microbatches(config, mesh.make_mesh(config.mesh, where.devices))
+  config = model_setup.clamp_microbatches(config, model_setup.make_mesh(config, where.devices))
   names = [name.strip() for name in options.programs.split(",") if name.strip()]
   if options.options_sweep:
     outcomes = options_sweep.compare(

@@ -5,6 +5,7 @@ Each answer is compiled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -160,14 +161,16 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
   model = model_setup.model_of(config)
   shapes = step_shapes.make_step_shapes(config, model)
   least: dict[tuple[int, ...], tuple[int, tuple[int, ...], model_setup.ModelSetup]] = {}
-  own = []
+  wanted, own = tuple(config.mesh), []
+  with contextlib.suppress(errors.InputError):  # it does not go with the slice
+    wanted = model_setup.mesh_shape(config, where.devices)
   for shape in _shapes(len(where.devices)):
     try:
       mesh = mesh_lib.make_mesh(shape, where.devices)
       run = abstract_state.make_abstract_state(config, model, mesh, shapes)
     except errors.InputError:
       continue
-    if all(size in (-1, wanted) for size, wanted in zip(config.mesh, shape, strict=True)):
+    if all(size in (-1, one) for size, one in zip(wanted, shape, strict=True)):
       own.append(shape)
     resident = programs.resident_bytes(run)
     if resident < where.chip.memory:

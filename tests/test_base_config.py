@@ -69,6 +69,6 @@ def test_a_field_that_is_set_again_is_recorded(assignments):
   config.mesh = (1, 8, -1, 8)
   assert dict(assigned(config, assignments))["mesh"] == [
     (-1, 1, 1, 1),
-    (1, -1, 1, 8),
+    (1, -1, -1, 8),
     (1, 8, -1, 8),
   ]

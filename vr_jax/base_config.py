@@ -269,14 +269,11 @@ def released_network(
   config: ml_collections.ConfigDict,
   size: str,
   *,
-  mesh: tuple[int, int, int, int] | None = None,
   max_video_pixels: int = 16 * 128 * 32 * 32,
 ) -> None:
   """Sets up a released network, read from the directory that bears its name.
 
   size: a key of RELEASES.
-  mesh: devices on the axes data, fsdp, sequence, tensor. None: all on fsdp, but for 72b and
-    qwen3vl_32b 8 on tensor, one for each of their key heads.
   max_video_pixels: for Qwen3-VL. By default 16 frames have 128 tokens a temporal patch, as with the
     other sizes; shorter clips may have larger frames.
   """
@@ -284,7 +281,9 @@ def released_network(
   model.pretrained = RELEASES[size]
   model.resize_backend = "torchvision"  # as transformers resizes frames for them
   config.export.dtype = "bfloat16"  # as the releases
-  config.mesh = mesh or ((1, -1, 1, 8) if size in ("72b", "qwen3vl_32b") else (1, -1, 1, 1))
+  # All devices are on fsdp, and on sequence where there are more than prompts; of 72b and
+  # qwen3vl_32b 8 on tensor, one for each of their key heads.
+  config.mesh = (1, -1, -1, 8 if size in ("72b", "qwen3vl_32b") else 1)
   config.rl.decode_layout = "tensor"  # reads the fewest weights a token
   if size in QWEN3_VL:
     model.system = ""  # the released template has none

@@ -342,7 +342,8 @@ class RunConfig:
   seed: int = field(0, "Seed of initial weights, order of data and sampling.")
   mesh: tuple[int, ...] = field(
     (-1, 1, 1, 1),
-    "Devices on the axes data, fsdp, sequence, tensor; -1: all that are left.",
+    "Devices on the axes data, fsdp, sequence, tensor; -1: all that are left. If fsdp and sequence "
+    "are both -1, sequence is 1, or as much more as the batches need to divide (docs/pods.md).",
     change="rounding",
   )
   compiler_options: tuple[str, ...] = field(

@@ -264,12 +264,27 @@ def test_meshes_of_a_sweep_use_every_device_and_divide_the_model():
   config = nano.recipe("7b")
   where = topology.find("v5p:2x2x2")
   found = sweep.candidates(config, where)
-  assert found[0] == (1, 8, 1, 1)  # the config's own
+  assert found[0] == (1, 8, 1, 1)  # the config's own, whose -1s stand for it
   assert len({shape[2:] for shape in found}) == len(found)
   for data, fsdp, sequence, tensor in found:
     assert data * fsdp * sequence * tensor == 8
     assert 4 % tensor == 0  # key and value heads
     assert config.rl.batch_size % (data * fsdp) == 0
+
+
+@pytest.mark.parametrize(
+  ("recipe", "size", "name", "mesh"),
+  [
+    ("moss_chatv", "3b", "v6e-8", (1, 8, 1, 1)),
+    ("moss_chatv", "7b", "v6e-32", (1, 16, 2, 1)),
+    ("videop2r", "3b", "v5e-16", (1, 8, 2, 1)),
+    ("videop2r", "72b", "v5p-256", (1, 8, 2, 8)),
+    ("video_mtr", "72b", "v5p-256", (1, 16, 1, 8)),
+  ],
+)
+def test_a_released_size_puts_devices_beyond_its_prompts_on_sequence(recipe, size, name, mesh):
+  config = nano.recipe(size, f"configs/{recipe}.py")
+  assert model_setup.mesh_shape(config, topology.find(name).devices) == mesh
 
 
 def test_a_large_model_is_tried_with_its_heads_split():

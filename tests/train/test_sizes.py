@@ -28,8 +28,8 @@ from vr_jax.train import model_setup
 @pytest.mark.parametrize("devices", [1, 4, 8, 16])
 def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices):
   config = nano.recipe(size)
-  sizes = [devices if axis == -1 else axis for axis in config.mesh]
-  mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
+  data, fsdp, _, tensor = (devices if axis == -1 else axis for axis in config.mesh)
+  mesh = jax.sharding.AbstractMesh((data, fsdp, 1, tensor), mesh_lib.AXES)
   config = model_setup.clamp_microbatches(config, mesh)
   for section in ("sft", "rl", "eval"):
     part = config[section]
@@ -74,8 +74,8 @@ def test_parts_that_are_not_equal_are_refused(data, tmp_path, capsys, monkeypatc
 )
 def test_the_largest_sizes_divide_over_slices_of_a_pod(size, devices):
   config = nano.recipe(size)
-  sizes = [devices // 8 if axis == -1 else axis for axis in config.mesh]
-  mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
+  data, _, _, tensor = config.mesh
+  mesh = jax.sharding.AbstractMesh((data, devices // 8, 1, tensor), mesh_lib.AXES)
   for section in ("sft", "rl", "eval"):
     mesh_lib.check_batch(config[section].batch_size, mesh, f"config.{section}.batch_size")
 
@@ -144,6 +144,43 @@ def test_more_devices_than_prompts_are_refused_with_a_mesh_that_splits_groups(me
   line = str(caught.value)
   assert f'; --config.mesh="({",".join(map(str, named))})" works' in line and "\n" not in line
   model_setup.check_batch(config, mesh_lib.make_mesh(named), "rl")
+
+
+@pytest.mark.parametrize(
+  ("mesh", "prompts", "chosen"),
+  [
+    ((1, -1, -1, 1), 8, (1, 8, 1, 1)),
+    ((1, -1, -1, 1), 2, (1, 2, 4, 1)),
+    ((2, -1, -1, 1), 2, (2, 1, 4, 1)),
+    ((1, -1, -1, 2), 6, (1, 2, 2, 2)),
+    ((1, -1, -1, 1), 3, (1, 1, 8, 1)),
+    ((1, -1, 1, 1), 2, (1, -1, 1, 1)),  # not left open
+    ((-1, 1, -1, 1), 2, (-1, 1, -1, 1)),
+  ],
+)
+def test_devices_beyond_the_prompts_split_them_where_the_mesh_leaves_that_open(
+  mesh, prompts, chosen
+):
+  config = nano.config(rl__batch_size=prompts, sft__steps=0, eval__batch_size=24, mesh=mesh)
+  assert model_setup.mesh_shape(config) == chosen
+  if -1 not in chosen:
+    made = model_setup.make_mesh(config)
+    assert made.devices.shape == chosen
+    model_setup.check_batch(config, made, "rl")
+    model_setup.check_batch(config, made, "eval")
+
+
+def test_an_open_mesh_of_two_halves_is_chosen_for_one_of_them():
+  config = nano.config(rl__batch_size=2, rl__disjoint_meshes=True, sft__steps=0)
+  config.mesh = (1, -1, -1, 1)
+  assert model_setup.mesh_shape(config) == (1, 2, 2, 1)
+
+
+def test_an_open_mesh_splits_no_prompts_where_they_can_not_be_split():
+  config = nano.config(rl__batch_size=2, model__prefix_buckets=(81,), mesh=(1, -1, -1, 1))
+  assert model_setup.mesh_shape(config) == (1, 8, 1, 1)
+  with pytest.raises(errors.InputError, match=r"rl\.batch_size=2: not a multiple of 8"):
+    model_setup.check_batch(config, model_setup.make_mesh(config), "rl")
 
 
 def test_no_mesh_is_named_where_prompts_can_not_be_split():

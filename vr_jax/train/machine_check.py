@@ -22,10 +22,16 @@ def problems(
   Adds estimates to `lines`, and to the bytes of disk that are `taken`.
   """
   try:
-    mesh = disjoint_meshes.training_mesh(config.mesh, disjoint=config.rl.disjoint_meshes)
+    shape = model_setup.mesh_shape(config)
+    mesh = disjoint_meshes.training_mesh(shape, disjoint=config.rl.disjoint_meshes)
   except errors.InputError as error:
     yield str(error)
     return
+  if shape != tuple(config.mesh):
+    lines.append(
+      f"mesh: {' x '.join(map(str, shape))} (data x fsdp x sequence x tensor), as config.mesh "
+      "leaves fsdp and sequence open"
+    )
   sections = [name for name in ("sft", "rl") if config[name].steps]
   for name in (*sections, "eval"):
     check = functools.partial(model_setup.check_batch, config, mesh, name)

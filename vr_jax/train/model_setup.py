@@ -4,7 +4,8 @@ All of it follows from the config, the model's sizes and the mesh. This machine 
 devices of the mesh.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import math
@@ -19,9 +20,43 @@ from vr_jax import errors, optional_sections
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface, registry
 from vr_jax.models.common import lora, weight_mapping
-from vr_jax.parallel import decoding_layout
+from vr_jax.parallel import decoding_layout, disjoint_meshes
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import repetition, sampler
+
+
+def mesh_shape(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> tuple[int, ...]:
+  """The mesh (data, fsdp, sequence, tensor) of config.mesh, which may leave two sizes open.
+
+  Where fsdp and sequence are both -1, sequence splits prompts and groups over as few devices as it
+  takes to divide the batches of all stages, and fsdp takes the rest. Other shapes stay.
+
+  devices: None: those of this run, or of one half of them with rl.disjoint_meshes.
+
+  Raises InputError as `make_mesh` of parallel/mesh.py does where both are -1.
+  """
+  data, fsdp, sequence, tensor = shape = tuple(config.mesh)
+  if (fsdp, sequence) != (-1, -1):
+    return shape
+  whole = data, -1, 1, tensor
+  mesh = (
+    disjoint_meshes.training_mesh(whole, disjoint=config.rl.disjoint_meshes)
+    if devices is None
+    else mesh_lib.make_mesh(whole, devices)
+  )
+  split = None if _divides(config, mesh) else _with_split_groups(config, mesh)
+  return split or mesh.devices.shape
+
+
+def make_mesh(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> jax.sharding.Mesh:
+  """The mesh of config.mesh, by default of this run's devices. Raises as parallel/mesh.py does."""
+  return mesh_lib.make_mesh(mesh_shape(config, devices), devices)
 
 
 def clamp_microbatches(
@@ -75,15 +110,23 @@ def _with_split_groups(
     try:
       changed = mesh_lib.make_mesh(shape, list(mesh.devices.flat))
       mesh_lib.process_shard(changed)
-      for stage in ("sft", "rl", "eval"):
-        if config[stage].get("steps", 1):
-          _check_batch(config, changed, stage)
       for length in config.model.prefix_buckets:
         mesh_lib.check_prefix(length, changed)
     except errors.InputError:
       continue
-    return shape
+    if _divides(config, changed):
+      return shape
   return None
+
+
+def _divides(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
+  """Whether the batches of all stages can be split over microbatches and mesh."""
+  with contextlib.suppress(errors.InputError):
+    for stage in ("sft", "rl", "eval"):
+      if config[stage].get("steps", 1):
+        _check_batch(config, mesh, stage)
+    return True
+  return False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

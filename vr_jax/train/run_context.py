@@ -105,7 +105,8 @@ def make_run_context(
   allowed_tokens = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
   allowed_tokens[list(processor.media_tokens)] = False
   configure_compiler(config)
-  mesh = disjoint_meshes.training_mesh(config.mesh, disjoint=config.rl.disjoint_meshes)
+  shape = model_setup.mesh_shape(config)
+  mesh = disjoint_meshes.training_mesh(shape, disjoint=config.rl.disjoint_meshes)
   needs = registry.environment_class(config.recipe).needs
   services: dict[str, Any] = {"box_scale": processor.box_scale}
   if "judge" in needs and judged:

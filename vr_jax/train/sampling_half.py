@@ -67,6 +67,6 @@ def open_half(context: run_context.RunContext) -> Iterator[SamplingHalf | None]:
   if not context.config.rl.disjoint_meshes:
     yield None
     return
-  meshes = disjoint_meshes.DisjointMeshes.make(context.config.mesh)
+  meshes = disjoint_meshes.DisjointMeshes.make(context.mesh.devices.shape)
   with processes.exchanging_on(meshes.sampling):
     yield SamplingHalf(context=dataclasses.replace(context, mesh=meshes.sampling), meshes=meshes)
