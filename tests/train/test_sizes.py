@@ -15,7 +15,7 @@ from vr_jax.models.common import image_patches
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import positions
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import model_setup
+from vr_jax.train import machine_check, model_setup
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,13 @@ def test_devices_beyond_the_prompts_split_them_where_the_mesh_leaves_that_open(
     assert made.devices.shape == chosen
     model_setup.check_batch(config, made, "rl")
     model_setup.check_batch(config, made, "eval")
+
+
+def test_a_check_says_which_mesh_an_open_one_is():
+  lines = []
+  config = nano.config(rl__batch_size=2, sft__steps=0, eval__batch_size=4, mesh=(1, -1, -1, 1))
+  assert list(machine_check.problems(config, lines, [0])) == []
+  assert lines[0].startswith("mesh: 1 x 2 x 4 x 1 (")
 
 
 def test_an_open_mesh_of_two_halves_is_chosen_for_one_of_them():
