@@ -8,7 +8,7 @@ equal.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import math
 import operator
@@ -49,7 +49,7 @@ def measure(recipe: str, root: Path, *, processes: int, steps: int = 1) -> dict[
     found.append((metrics.read(workdir / "metrics.jsonl"), read_replies(workdir)))
   (one, replies), (several, others) = found
   ratios = {
-    f"{name} of step {mine['step']}": _ratio(mine["values"][name], theirs["values"].get(name))
+    f"{name} of step {mine['step']}": difference(mine["values"][name], theirs["values"].get(name))
     for mine, theirs in zip(one, several, strict=True)
     for name in mine["values"]
     if not name.startswith(kills.DIFFERS)
@@ -75,22 +75,22 @@ def is_right(found: Mapping[str, Any]) -> bool:
   return moved and close and not found["replies_that_differ"]
 
 
-def _ratio(one: float | None, other: float | None) -> float:
-  """The difference of two numbers, as a part of what is allowed."""
+def difference(one: float | None, other: float | None) -> float:
+  """The difference of two metrics, as a part of what is allowed: right up to 1."""
   if one is None or other is None:
     return 0.0 if one is other else math.inf
   return abs(one - other) / max(CLOSE * abs(one), 1e-7)
 
 
-def read_replies(workdir: Path) -> list[Any]:
-  """Texts and lengths of all replies, in an order that does not depend on processes."""
+def read_replies(workdir: Path, fields: Sequence[str] = ("text", "tokens")) -> list[Any]:
+  """These fields of all replies, in an order that does not depend on processes."""
   lines = [
     json.loads(line)
     for path in (workdir / "rollouts").glob("*.jsonl")
     for line in path.read_text().splitlines()
   ]
   return [
-    (line["step"], line["example"], reply["text"], reply["tokens"])
+    (line["step"], line["example"], *(reply[name] for name in fields))
     for line in sorted(lines, key=operator.itemgetter("step", "example", "prompt"))
     for reply in line["replies"]
   ]

@@ -1,18 +1,22 @@
 """Kills a run again and again at random, and compares it with one that was left alone.
 
     python -m tests.faults.kills --recipe=moss_chatv --kills=50 --seed=0 --processes=2
+    python -m tests.faults.kills --recipe=video_mtr --processes=4 --steps=4 \\
+      --moments=data,sft:checkpoint,rl:step,eval,export:write
 
 A kill (SIGKILL) hits one process at random: some seconds after the start, some steps later, or
-while a checkpoint is being written, in every stage. The others are then ended, as a launcher does,
-and the same command starts again. At the end metrics, rollouts, parameters, optimizer states and
-evaluations have to be those of the undisturbed run, bit for bit; in each epoch every example is
-learned from once; and a kill costs at most one save interval. A checkpoint is written while the
-next steps run, and one that a kill cuts short does not count: such a kill also costs the steps that
-ended during the write, which are at most one more interval, as the next save waits for the write.
-The results are printed as JSON, and written to --out; exit code 1 if one differs.
+while a checkpoint is being written, in every stage; with --moments at these, in this order. The
+others are then ended, as a launcher does, and the same command starts again. At the end metrics,
+rollouts, parameters, optimizer states, evaluations and the export, if one was wanted, have to be
+those of the undisturbed run, bit for bit; in each epoch every example is learned from once; and a
+kill costs at most one save interval. A checkpoint is written while the next steps run, and one that
+a kill cuts short does not count: such a kill also costs the steps that ended during the write,
+which are at most one more interval, as the next save waits for the write. The results are printed
+as JSON, and written to --out; exit code 1 if one differs.
 """
 
 import argparse
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
@@ -38,8 +42,15 @@ from vr_jax.train import metrics
 
 STAGES = ("sft", "rl")
 KINDS = ("start", "step", "checkpoint")
+EXPORT, WRITE = "export", "write"  # a phase, and the kind of moment in which it writes
+MOMENTS = (
+  *("data:start", "eval:start", f"{EXPORT}:start", f"{EXPORT}:{WRITE}"),
+  *(f"{stage}:{kind}" for stage in STAGES for kind in KINDS),
+)
 INTERVAL = 2  # steps between two checkpoints
 LEFT_ALONE = {"eval.blind": False, "eval.shuffled_frames": False}
+PATTERNS = ("rollouts/*.jsonl", "eval/*.jsonl")
+EXPORTED = (f"{EXPORT}/*.safetensors", f"{EXPORT}/*config.json")
 DIFFERS = ("perf/", "vision/")  # prefixes of metrics that differ from run to run
 _TURNS = {
   **nano.SHORT_TURNS,
@@ -71,8 +82,8 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
 class Kill:
   """What a kill was to hit, and what it hit.
 
-  phase: data, sft, rl or eval.
-  kind: of moment: start, step or checkpoint. seconds: after it.
+  phase: data, sft, rl, eval or export.
+  kind: of moment: start, step, checkpoint or write. seconds: after it.
   steps: of this start, before the kill.
   process: index.
   pid: of process 0. place: what it was doing. written: the step of the checkpoint that it left half
@@ -89,13 +100,13 @@ class Kill:
   written: int = 0
 
 
-def arguments(recipe: str, workdir: Path, steps: int) -> list[str]:
+def arguments(recipe: str, workdir: Path, steps: int, mode: str = "all") -> list[str]:
   """The command line of a run with so many steps in each of its two stages."""
   fields = {**nano.OVERRIDES, **LEFT_ALONE, **FIELDS[recipe]}  # of each one flag: tuples would add
   fields |= {f"{stage}.steps": steps for stage in STAGES}
   fields |= {f"{stage}.checkpoint_every": INTERVAL for stage in STAGES}
   flags = [f"--config.{name}={value}" for name, value in fields.items()]
-  return [f"--config=configs/{recipe}.py:tiny", f"--workdir={workdir}", "--mode=all", *flags]
+  return [f"--config=configs/{recipe}.py:tiny", f"--workdir={workdir}", f"--mode={mode}", *flags]
 
 
 def run_alone(words: Sequence[str], workdir: Path, processes: int) -> runs.Ended:
@@ -106,10 +117,18 @@ def run_alone(words: Sequence[str], workdir: Path, processes: int) -> runs.Ended
   return ended
 
 
-def draw(rng: random.Random, phase: str, processes: int, start: float) -> Kill:
-  """Draws a kill. start: seconds that a start takes until its first step."""
-  kind = rng.choices(KINDS, (0.2, 0.45, 0.35))[0] if phase in STAGES else "start"
-  low, high = {"eval": (0.0, 0.15 * start), "data": (0.0, 0.6 * start)}.get(phase, (0.0, start))
+def draw(
+  rng: random.Random, phase: str, processes: int, start: float, kind: str | None = None
+) -> Kill:
+  """Draws a kill.
+
+  start: seconds that a start takes until its first step.
+  kind: of moment; None: any.
+  """
+  if kind is None:
+    kind = rng.choices(KINDS, (0.2, 0.45, 0.35))[0] if phase in STAGES else "start"
+  shares = {"eval": 0.15, "data": 0.6, EXPORT: 0.6}
+  low, high = 0.0, shares.get(phase, 1.0) * start
   seconds = {"start": rng.uniform(low, high), "step": rng.uniform(0, 0.3)}
   return Kill(
     phase=phase,
@@ -144,6 +163,8 @@ def kill(
     elif wanted.kind == "checkpoint":
       moment = functools.partial(run.is_writing_checkpoint, wanted.phase)
       run.wait_until(lambda: moment() or end_of_phase.exists())
+    elif wanted.kind == WRITE:
+      run.wait_until(lambda: any(workdir.glob(f"{EXPORT}*")))
     end = time.monotonic() + wanted.seconds
     run.wait_until(lambda: time.monotonic() > end)
     states = process_state.read_all(workdir)
@@ -207,7 +228,7 @@ def differences(
   one: Path,
   other: Path,
   stages: Sequence[str] = STAGES,
-  patterns: Sequence[str] = ("rollouts/*.jsonl", "eval/*.jsonl"),
+  patterns: Sequence[str] = PATTERNS,
 ) -> list[str]:
   """What differs between two runs: names of files and arrays; [] if nothing does."""
   found = []
@@ -223,7 +244,7 @@ def differences(
       if len(contents) < 2 or contents[0] != contents[1]:
         found.append(str(name))
   for stage in stages:
-    arrays = [_last_checkpoint(each / "checkpoints" / stage) for each in (one, other)]
+    arrays = [last_checkpoint(each / "checkpoints" / stage) for each in (one, other)]
     if arrays[0].keys() != arrays[1].keys() or not arrays[0]:
       found.append(f"checkpoints/{stage}")
       continue
@@ -242,7 +263,7 @@ def _reproducible(workdir: Path) -> list[dict]:
   return lines
 
 
-def _last_checkpoint(directory: Path) -> dict[str, Any]:
+def last_checkpoint(directory: Path) -> dict[str, Any]:
   """The step, and the arrays of its state, whatever devices they were on."""
   steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
   path = directory / str(max(steps)) / "state"
@@ -260,33 +281,46 @@ def measure(
   seed: int,
   processes: int,
   minutes: float = math.inf,
+  moments: Sequence[str] = (),
+  steps: int = 0,
   after_a_kill: Callable[[int, Path], None] = lambda number, workdir: None,
 ) -> dict[str, Any]:
   """Runs both, and returns the results; see the module.
 
+  kills: without moments.
   minutes: after which it kills no more.
+  moments: "phase:kind" of each kill, in the order of the stages.
+  steps: of a stage; 0: as many as kills, but at least 8.
   after_a_kill: is called with the number of kills so far and the workdir.
   """
-  begun, steps = time.monotonic(), max(8, kills)
+  begun, kills = time.monotonic(), len(moments) or kills
+  steps = steps or max(8, kills)
   alone, killed = (root / f"{recipe}-{name}" for name in ("alone", "killed"))
-  words = arguments(recipe, killed, steps)
-  whole = run_alone(arguments(recipe, alone, steps), alone, processes)
+  exports = any(each.startswith(EXPORT) for each in moments)
+  modes = ["all", EXPORT] if exports else ["all"]
+  words = {mode: arguments(recipe, killed, steps, mode) for mode in modes}
+  whole, *_ = [run_alone(arguments(recipe, alone, steps, m), alone, processes) for m in modes]
   rng, done, starts = random.Random(seed), [], []
   end = time.monotonic() + 60 * minutes
   while len(done) < kills and time.monotonic() < end:
     left = (end - time.monotonic()) / (60 * minutes) if minutes < math.inf else 1.0
-    phase = phase_of(max((len(done) + 0.5) / kills, 1 - left))
+    phase, kind = phase_of(max((len(done) + 0.5) / kills, 1 - left)), None
+    if moments:
+      phase, _, kind = moments[len(done)].partition(":")
+    if phase == EXPORT and modes[0] != EXPORT:  # the run has to be complete
+      run_alone(words[modes.pop(0)], killed, processes)
     start = statistics.median(starts) if starts else min(30.0, whole.seconds / 2)
-    wanted = draw(rng, phase, processes, start)
+    wanted = draw(rng, phase, processes, start, kind)
     started = time.time()
-    hit = kill(words, killed, steps, processes, wanted)
+    hit = kill(words[modes[0]], killed, steps, processes, wanted)
     if hit is None:
       break
     done.append(hit)
     after_a_kill(len(done), killed)
     starts += _first_step(killed, started)
     print(f"kill {len(done)}: {done[-1]}", file=sys.stderr, flush=True)
-  run_alone(words, killed, processes)
+  for mode in modes:
+    run_alone(words[mode], killed, processes)
   again = redone(killed)
   outside = [again.get(each.pid, 0) for each in done if not each.written]
   during = [most_redone(killed, each) - INTERVAL for each in done]
@@ -299,10 +333,11 @@ def measure(
     "processes": processes,
     "steps_of_a_stage": steps,
     "save_interval": INTERVAL,
-    "kills_by_kind": {kind: sum(each.kind == kind for each in done) for kind in KINDS},
-    "kills_by_task": {task: tasks.count(task) for task in sorted(set(tasks))},
+    "kills_by_kind": dict(collections.Counter(each.kind for each in done)),
+    "kills_by_phase": dict(collections.Counter(each.phase for each in done)),
+    "kills_by_task": dict(collections.Counter(tasks)),
     "kills_inside_a_checkpoint_write": sum(each.written > 0 for each in done),
-    "differences": differences(alone, killed),
+    "differences": differences(alone, killed, patterns=PATTERNS + EXPORTED * exports),
     "epoch_faults": [fault for stage in STAGES for fault in epoch_faults(killed, stage)],
     "stages_in_other_order": [
       stage for stage in STAGES if order(killed, stage) != order(alone, stage)
@@ -337,6 +372,15 @@ def is_right(found: Mapping[str, Any]) -> bool:
   )
 
 
+def _moments(text: str) -> list[str]:
+  """Reads --moments; a phase alone is its start."""
+  found = [each if ":" in each else f"{each}:start" for each in text.split(",")]
+  for each in found:
+    if each not in MOMENTS:
+      raise argparse.ArgumentTypeError(f"{each}: is none of {', '.join(MOMENTS)}")
+  return found
+
+
 def main() -> int:
   """Runs the command; returns the exit code."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -344,6 +388,8 @@ def main() -> int:
   parser.add_argument("--kills", type=int, default=50)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--processes", type=int, default=1)
+  parser.add_argument("--moments", type=_moments, default=(), help="in place of --kills")
+  parser.add_argument("--steps", type=int, default=0, help="of a stage")
   parser.add_argument("--minutes", type=float, default=math.inf, help="kills no more after these")
   parser.add_argument("--out", type=Path)
   options = parser.parse_args()
@@ -355,6 +401,8 @@ def main() -> int:
       seed=options.seed,
       processes=options.processes,
       minutes=options.minutes,
+      moments=options.moments,
+      steps=options.steps,
     )
   text = json.dumps(found, indent=2)
   print(text)

@@ -85,20 +85,16 @@ def test_a_process_that_waits_in_vain_says_so_in_one_line(index):
   assert f", process {index}: can't join the others at localhost:{port}: not all" in line
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_process_that_waits_leaves_once_another_host_has_ended_for_good(tmp_path, index):
+def test_a_process_that_waits_leaves_once_another_host_has_ended_for_good(tmp_path):
+  """For the one that has the coordinator, tests/jobs/test_tpu_vm_worker.py."""
   port, stopped = local.free_port(), tmp_path / "lamps.stopped"
-  words = (f"--coordinator_address=localhost:{port}", "--num_processes=2", f"--process_id={index}")
-  with socket.socket() as coordinator:
-    if index:  # one that listens and never answers
-      coordinator.bind(("localhost", port))
-      coordinator.listen()
+  words = (f"--coordinator_address=localhost:{port}", "--num_processes=2", "--process_id=1")
+  with socket.socket() as coordinator:  # it listens and never answers
+    coordinator.bind(("localhost", port))
+    coordinator.listen()
     process = start(port, *words, **{cluster.STOPPED: str(stopped)})
-    if index:
-      coordinator.settimeout(30)
-      coordinator.accept()
-    else:
-      wait_for_listener(port)
+    coordinator.settimeout(30)
+    coordinator.accept()
     assert process.poll() is None
     stopped.write_text("host-1: was told to stop\n")
     began = time.monotonic()
@@ -106,8 +102,8 @@ def test_a_process_that_waits_leaves_once_another_host_has_ended_for_good(tmp_pa
   assert time.monotonic() - began < 2 * cluster.LOOK
   assert process.returncode == 75
   (line,) = [each for each in said.splitlines() if "vr-jax: " in each]
-  assert f", process {index}: can't join the others at localhost:{port}: the job has" in line
-  assert line.endswith("stopped (host-1: was told to stop); start it again on all hosts")
+  assert f", process 1: can't join the others at localhost:{port}: the job has stopped" in line
+  assert line.endswith("(host-1: was told to stop); start it again on all hosts")
 
 
 def wait_for_listener(port):
