@@ -57,8 +57,13 @@ is_running() {
     [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$state/pid")/cmdline") == *"$0 loop"* ]]
 } 2>/dev/null
 
+# Setup was called since this run has started, and its start was not refused: the mark of this run would
+# end the next one.
+is_set_up_anew() { [ ! -e "$state/ready" ] || [ "$state/ready" -nt "$state/pid" ]; }
+
 start() {
   if is_running; then
+    touch "$state/pid" # newer than what setup has left: the run goes on
     say "is running already (process $(cat "$state/pid")); wait for its end, or end it on all hosts: bash $0 stop"
     return 1
   fi
@@ -139,7 +144,7 @@ loop() {
     say "does not start again: $why"
     break
   done
-  [ -e "$STOPPED" ] || { mkdir -p "$(dirname "$STOPPED")" && say "$why" >"$STOPPED"; }
+  [ -e "$STOPPED" ] || is_set_up_anew || { mkdir -p "$(dirname "$STOPPED")" && say "$why" >"$STOPPED"; }
   echo "$code" >"$state/ended"
   return "$code"
 }

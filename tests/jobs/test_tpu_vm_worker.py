@@ -75,11 +75,11 @@ class Host:
     return self.run("start")
 
   def wait(self):
-    until = time.monotonic() + 10
-    while not (self.home / ".vr_jax/lamps/ended").exists():
+    until, path = time.monotonic() + 10, self.home / ".vr_jax/lamps/ended"
+    while not (path.exists() and path.read_text()):  # a shell makes a file, then writes to it
       assert time.monotonic() < until, "the run did not end"
       time.sleep(0.02)
-    return (self.home / ".vr_jax/lamps/ended").read_text().strip()
+    return path.read_text().strip()
 
   def stopped(self):
     """The file that ends the other hosts."""
@@ -268,6 +268,22 @@ def test_a_second_start_leaves_the_run_alone_until_it_is_stopped(host):
   ]
   assert host.stopped().read_text() == "host-0: was told to stop\n"
   assert host.run("stop", check=False).returncode == 1
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_run_that_ends_while_the_next_is_set_up_does_not_end_that_one(host, refused):
+  host.write()
+  go_on = host.home / "go_on"
+  wait = f"until [ -e {go_on} ]; do sleep 0.02; done"
+  host.tools.add("docker", f"#!/bin/bash\n[[ $1 == run ]] || exit 0\n{wait}\n")
+  host.start()
+  host.run("setup")
+  if refused:
+    assert "is running already" in host.run("start", check=False).stdout
+  go_on.touch()
+  assert host.wait() == "0"
+  assert host.stopped().exists() == refused
+  assert "host-0: started" in host.run("start").stdout
 
 
 def test_a_host_that_could_not_be_set_up_starts_nothing(host):
