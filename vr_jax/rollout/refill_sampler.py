@@ -31,7 +31,14 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import prompt_slots, refill_queue, sampler, turn_decode, written_replies
+from vr_jax.rollout import (
+  prompt_slots,
+  refill_queue,
+  refill_slots,
+  sampler,
+  turn_decode,
+  written_replies,
+)
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 CHUNK = 32  # most steps between two admissions
@@ -62,24 +69,6 @@ class SampledBatch:
   rollout: records.Rollout
   computed_tokens: int
   begun: written_replies.WrittenReplies | None = None
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Batch:
-  """A batch in sampling. written: its replies, which grow."""
-
-  make_prompt: Callable[[], records.Prompt]
-  written: written_replies.WrittenReplies
-  layout: layout_lib.Layout
-
-  @functools.cached_property
-  def prompt(self) -> records.Prompt:
-    return self.make_prompt()
-
-  @functools.cached_property
-  def next_position(self) -> Int[np.ndarray, "prompts"]:
-    whole = turn_decode.replicate(self.layout, jnp.asarray(self.prompt.next_position))
-    return jax.device_get(whole)
 
 
 def sample_counting(
@@ -118,82 +107,47 @@ def sample(
   next_batch: the next batch; None: slots stay empty once no reply waits.
   """
   training_layout = nnx.merge(graphdef, params).layout
-  layout = training_layout.decoding
-  prompts, group, time = len(prompt.tokens), decoding.group, decoding.max_new_tokens
-  places = refill_queue.RefillLayout.choose(training_layout, prompts, group, decoding.slots)
-  chunk = min(CHUNK, time)
-  nothing = functools.partial(written_replies.WrittenReplies.none, prompts, group, time)
-  batches = [
-    _Batch(make_prompt=lambda: prompt, written=begun.copy() if begun else nothing(), layout=layout)
-  ]
+  layout, time = training_layout.decoding, decoding.max_new_tokens
+  places = refill_queue.RefillLayout.choose(
+    training_layout, len(prompt.tokens), decoding.group, decoding.slots
+  )
+  batches = _make_batches(prompt, begun, next_batch, decoding=decoding, layout=layout)
   keys = jnp.stack([key, key if next_batch is None else next_batch.key])
-  if next_batch is not None:
-    batches.append(_Batch(make_prompt=next_batch.prompt, written=nothing(), layout=layout))
   ended = [batch.written.ended for batch in batches]
   blocks = [refill_queue.BlockQueue(block, places, ended) for block in range(places.blocks)]
   running: list[refill_queue.SlotReply | None] = [None] * (places.devices * places.slots)
   window = decoding.repetition_stop.window
   prefix, state = _open_slots(
-    graphdef,
-    params,
-    prompt,
-    places=places,
-    slots=len(running),
-    length=time,
-    window=window,
+    graphdef, params, prompt, places=places, slots=len(running), length=time, window=window
   )
   # Prefilling reads the parameters as training has them, as in `sampler.sample`.
   decode_params = sampler.decoding_params(graphdef, params, int8_weights=decoding.int8_weights)
-  sizes = sampler.slot_sizes(places.slots, decoding.slot_fractions)
-  computed = 0
+  chunk, computed = min(CHUNK, time), 0
   while not all(block.is_done for block in blocks):
     is_new = np.zeros(len(running), bool)
     prefix = _fill_slots(graphdef, params, batches, prefix, blocks, running, is_new, places=places)
     if is_new.any():
       prompt_slot = np.array([0 if reply is None else reply.prompt_slot for reply in running])
       state = _begin_replies(graphdef, params, prefix, state, is_new, prompt_slot.astype(np.int32))
-    slots = _chunk_slots(running, places, batches, time)
+    slots = refill_slots.chunk_slots(running, places, batches, time)
     state, read_again = _read_again(
       graphdef, decode_params, prefix, state, running, batches, slots, is_new, places=places
     )
-    computed += read_again
-    active = int((slots.left > 0).reshape(places.devices, -1).sum(axis=1).max())
-    waiting = any(block.waiting for block in blocks)
-    stop = refill_queue.stop_at_unfinished(places.slots, active) if waiting else 0
-    chosen = places.choose_slots(
-      np.asarray(slots.left) > 0, min(size for size in sizes if size >= active)
-    )
-    slots = jax.tree.map(lambda x, chosen=chosen: x[chosen], slots)
+    chosen, stop = refill_slots.choose_slots(slots, places, blocks, decoding.slot_fractions)
     state, decoded = turn_decode.decode(
       graphdef,
       decode_params,
       prefix,
       state,
-      slots,
+      jax.tree.map(lambda x, chosen=chosen: x[chosen], slots),
       allowed_tokens,
       keys,
       jnp.int32(stop),
       decoding=decoding,
       chunk=chunk,
     )
-    new, log_probs, counts, has_ended = jax.device_get(
-      (decoded.tokens, decoded.log_probs, decoded.counts, decoded.ended)
-    )
-    computed += len(chosen) * _count_steps(layout, counts, has_ended, chunk)
-    for number, slot in enumerate(chosen):
-      reply = running[slot]
-      if reply is None:
-        continue
-      batches[reply.batch].written.add(
-        reply.row,
-        reply.group_index,
-        new[number, : counts[number]],
-        log_probs[number, : counts[number]],
-        ended=bool(has_ended[number]),
-      )
-      if has_ended[number]:
-        blocks[reply.block].end(reply)
-        running[slot] = None
+    steps = refill_slots.add_tokens(decoded, chosen, batches, blocks, running, layout=layout)
+    computed += read_again + len(chosen) * steps
   written = batches[0].written
   return SampledBatch(
     rollout=_rollout(training_layout, written.tokens, written.log_probs, written.lengths),
@@ -202,23 +156,30 @@ def sample(
   )
 
 
-def _count_steps(
+def _make_batches(
+  prompt: records.Prompt,
+  begun: written_replies.WrittenReplies | None,
+  next_batch: NextBatch | None,
+  *,
+  decoding: sampler.Decoding,
   layout: layout_lib.Layout,
-  counts: Int[np.ndarray, "slots"],
-  ended: Bool[np.ndarray, "slots"],
-  chunk: int,
-) -> int:
-  """Steps that a chunk took, which end later than the last reply with several devices."""
-  steps = int(counts.max())
-  if ended.all() and layout.ways("slots") > 1:
-    return min(chunk, sampler.CHECK_EVERY * -(-steps // sampler.CHECK_EVERY))
-  return steps
+) -> list[refill_slots.RefillBatch]:
+  """This batch and, if there is one, the next; `begun` is copied."""
+  shape = len(prompt.tokens), decoding.group, decoding.max_new_tokens
+  make_batch = functools.partial(refill_slots.RefillBatch, layout=layout)
+  nothing = written_replies.WrittenReplies.none
+  batches = [
+    make_batch(make_prompt=lambda: prompt, written=begun.copy() if begun else nothing(*shape))
+  ]
+  if next_batch is not None:
+    batches.append(make_batch(make_prompt=next_batch.prompt, written=nothing(*shape)))
+  return batches
 
 
 def _fill_slots(
   graphdef: nnx.GraphDef,
   params: PyTree,
-  batches: Sequence[_Batch],
+  batches: Sequence[refill_slots.RefillBatch],
   prefix: interface.Prefix,
   blocks: Sequence[refill_queue.BlockQueue],
   running: list[refill_queue.SlotReply | None],
@@ -251,43 +212,13 @@ def _fill_slots(
       prefix = _load_prompts(graphdef, params, batches[number].prompt, prefix, *at)
 
 
-def _chunk_slots(
-  running: Sequence[refill_queue.SlotReply | None],
-  places: refill_queue.RefillLayout,
-  batches: Sequence[_Batch],
-  time: int,
-) -> turn_decode.ChunkSlots:
-  """The replies in the slots, as decoding takes them."""
-  cache_slot = np.tile(np.arange(places.slots, dtype=np.int32), places.devices)
-  prompt_slot = np.full(len(running), places.prompt_slots, np.int32)
-  written, row, group_index, left, position, number = np.zeros((6, len(running)), np.int32)
-  for slot, reply in enumerate(running):
-    if reply is not None:
-      batch, number[slot] = batches[reply.batch], reply.batch
-      row[slot], group_index[slot] = reply.row, reply.group_index
-      prompt_slot[slot] = reply.prompt_slot
-      written[slot] = batch.written.lengths[reply.row, reply.group_index]
-      left[slot] = time - written[slot]
-      position[slot] = batch.next_position[reply.row] + written[slot]
-  return turn_decode.ChunkSlots(
-    rows=slots_lib.CacheRows(
-      cache_slot=cache_slot, prompt_slot=prompt_slot, written=written, position=position
-    ),
-    row=row,
-    group_index=group_index,
-    step=written,
-    left=left,
-    batch=number,
-  )
-
-
 def _read_again(
   graphdef: nnx.GraphDef,
   params: PyTree,
   prefix: interface.Prefix,
   state: turn_decode.EpisodeDecodeState,
   running: Sequence[refill_queue.SlotReply | None],
-  batches: Sequence[_Batch],
+  batches: Sequence[refill_slots.RefillBatch],
   slots: turn_decode.ChunkSlots,
   is_new: Bool[np.ndarray, "slots"],
   *,
@@ -311,7 +242,7 @@ def _written_tokens(
   running: Sequence[refill_queue.SlotReply | None],
   chosen: Int[np.ndarray, "rows"],
   goes_on: Bool[np.ndarray, "rows"],
-  batches: Sequence[_Batch],
+  batches: Sequence[refill_slots.RefillBatch],
   slots: turn_decode.ChunkSlots,
   no_slot: int,
 ) -> tuple[records.Prompt, slots_lib.CacheRows]:
