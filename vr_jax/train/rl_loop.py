@@ -14,18 +14,23 @@ With rl.carry_over the replies of step n + 1 begin in slots that the end of samp
 and go on after update n. Their first tokens are one update stale, with their own log-probs.
 """
 
+from collections.abc import Mapping
+from concurrent import futures
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 import ml_collections
 
 from vr_jax import buckets, errors
 from vr_jax.parallel import preemption
 from vr_jax.rollout import written_replies
 from vr_jax.train import (
+  checkpoints,
   console,
   divergence,
   experience,
@@ -49,6 +54,21 @@ from vr_jax.train import learner as learner_lib
 from vr_jax.train import step_timer as step_timer_lib
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+  """Where a run goes on, after its last step.
+
+  iterator: the state of the input pipeline; None: from the start.
+  num_tokens: computed so far, padding not counted.
+  begun: the replies of the next step that have tokens already, as JSON.
+  """
+
+  step: int = 0
+  iterator: Any = None
+  num_tokens: int = 0
+  begun: list[dict[str, Any]] | None = None
+
+
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Trains for config.rl.steps steps, from the warm start or this run's last checkpoint."""
   if not config.rl.steps:
@@ -67,21 +87,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   initial = initialization.initial_params(context, workdir)
   run_context.freeze_step_embedder(context, lambda: initial)
   learner = learner_lib.Learner.create(context, initial)
-  last_step, iterator_state, num_tokens, begun = 0, None, 0, None
-  if store.latest() is not None:
-    like = learner.checkpoint_tree()
-    restored = copies.newest(like) or store.restore(like)
-    check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), origin)
-    last_step, iterator_state = restored.step, restored.loop["iterator"]
-    num_tokens = restored.loop.get("num_tokens", 0)  # older checkpoints lack it
-    learner.restore(restored.tree)
-    context.environment.set_state(restored.loop["reward"])
-    begun = restored.loop.get("begun")
-  log = metrics.MetricsLog(workdir, "rl", first_step=last_step + 1, config=config)
-  rollouts = rollout_log.RolloutLog(context, workdir, log, first_step=last_step + 1)
-  best = None
-  if rl.eval_every:
-    best = held_out.BestCheckpoint(context, workdir, first_step=last_step + 1)
+  resumed = _resume(context, workdir, store, copies, learner, origin)
+  num_tokens, first_step = resumed.num_tokens, resumed.step + 1
+  log = metrics.MetricsLog(workdir, "rl", first_step=first_step, config=config)
+  rollouts = rollout_log.RolloutLog(context, workdir, log, first_step=first_step)
+  best = held_out.BestCheckpoint(context, workdir, first_step=first_step) if rl.eval_every else None
   with (
     contextlib.closing(store),
     contextlib.closing(copies),
@@ -94,62 +104,32 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sampling_half.open_half(context) as half,
     scoring.scoring_thread() as thread,
     profiling.profiler(workdir, "rl", config.log.profile_steps) as profile,
-    console.progress("rl", rl.steps, done=last_step) as tick,
+    console.progress("rl", rl.steps, done=resumed.step) as tick,
   ):
-    sampling = half.context if half else context
-    batches = sampling.builder.read(
-      "train", rl.batch_size, cache=cache, by_length=rl.curriculum == "length"
-    )
-    if iterator_state is not None:
-      batches.set_state(iterator_state)
+    source = _open_source(half.context if half else context, cache, thread, resumed)
     evaluation = held_out.HeldOut(context=context, cache=cache, thread=thread)
     if best:
       evaluation.check()
-    key = jax.random.key(config.seed)
-    source = experience.Collector(
-      context=sampling, batches=batches, cache=cache, key=key, scoring_thread=thread
-    )
-    if begun is not None and rl.carry_over:
-      source.begun = written_replies.WrittenReplies.from_json(
-        begun, prompts=rl.batch_size, group=rl.num_generations, time=rl.max_new_tokens
-      )
     signal = learning_signal.SignalWatch(rl.advantage_estimator)
     mismatch = mismatch_watch.MismatchWatch(
       rl.mismatch_warning, context.samples_int8, off_policy=mismatch_watch.off_policy_option(rl)
     )
     slow = slow_process.SlowProcessWatch("rl")
     ahead = timer = None
-    for step in range(last_step + 1, rl.steps + 1):
+    for step in range(first_step, rl.steps + 1):
       profile.begin(step)
       timer = step_timer_lib.StepTimer(after=timer)
       policy = half.refresh(learner.params) if half else learner.params
       if ahead is None:
-        collected = source.collect(policy, step, timer)
-      else:
-        collected, ahead = ahead, None
-      samples_ahead, launched = rl.one_step_off_policy and step < rl.steps, None
-      if half:  # the update starts first; the next replies get a copy of the policy before it
-        collected = half.hand_over(collected)
-        launched = learner.launch(collected, timer)
-      if samples_ahead:
-        ahead = source.collect(policy, step + 1, timer)
-      # If another batch is needed, the host reads it during the update.
-      prefetch = None
-      if step + max(rl.one_step_off_policy, rl.carry_over) < rl.steps:
-        prefetch = (lambda _: source.prefetch(half.params)) if half else source.prefetch
-      with console.doing("updating the policy"):
-        launched = launched or learner.launch(collected, timer)
-        values = learner.finish(launched, timer, prefetch)
+        ahead = source.collect(policy, step, timer)
+      # No name may keep what the half that samples has of these replies during the update.
+      collected, ahead = half.hand_over(ahead) if half else ahead, None
+      ahead, values = _update(learner, half, collected, source, policy, step, timer)
       profile.end(step)
       num_tokens += round(collected.useful_tokens)
       values["num_tokens"] = num_tokens
       if best and (step % rl.eval_every == 0 or step == rl.steps):
-        with console.doing("evaluating on held-out videos"):
-          found = evaluation.evaluate(learner.params)
-        best.offer(step, learner.params, found)
-        timer.record("evaluation")
-        tokens = values["perf/tokens_per_second"] * values["perf/time/step"]
-        values |= {**found, **timer.metrics(tokens)}
+        values |= _evaluate(best, evaluation, learner, step, values, timer)
       values |= slow.note(step, timer)
       log.write(step, values)
       rollouts.write(step, collected, learner.last_advantages)
@@ -163,21 +143,132 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         for writer in (rollouts, log, best):
           if writer:
             writer.wait()
-        # A batch that was sampled ahead is sampled again on resuming, so its state is not saved.
-        # The restored policy samples it, so an interrupted off-policy run is not bit-equal to an
-        # uninterrupted one.
-        loop_state = {
-          "iterator": collected.iterator_state,
-          "reward": collected.wait_for_scores().reward_state,
-          "start": origin,
-          "num_tokens": num_tokens,
-          "begun": collected.begun and collected.begun.to_json(),
-        }
+        loop_state = _loop_state(collected, origin, num_tokens)
         (store if saves else copies).save(step, learner.checkpoint_tree(), loop_state)
       if preempted:
         store.wait()
         raise errors.Preempted(f"rl is saved at step {step}")
   learning_signal.print_summary(workdir, rl.advantage_estimator)
+
+
+def _resume(
+  context: run_context.RunContext,
+  workdir: Path,
+  store: checkpoints.Checkpoints,
+  copies: local_copies.LocalCopies,
+  learner: learner_lib.Learner,
+  origin: dict[str, Any],
+) -> ResumePoint:
+  """Restores the learner and the rewards' state from the last checkpoint, if there is one."""
+  if store.latest() is None:
+    return ResumePoint()
+  like = learner.checkpoint_tree()
+  restored = copies.newest(like) or store.restore(like)
+  check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), origin)
+  learner.restore(restored.tree)
+  context.environment.set_state(restored.loop["reward"])
+  return ResumePoint(
+    step=restored.step,
+    iterator=restored.loop["iterator"],
+    num_tokens=restored.loop.get("num_tokens", 0),  # older checkpoints lack it
+    begun=restored.loop.get("begun"),
+  )
+
+
+def _open_source(
+  context: run_context.RunContext,
+  cache: vision_features.Cache,
+  thread: futures.ThreadPoolExecutor,
+  resumed: ResumePoint,
+) -> experience.Collector:
+  """Collects replies to prompts, from where the run stopped. context: of the mesh that samples."""
+  config = context.config
+  rl = config.rl
+  batches = context.builder.read(
+    "train", rl.batch_size, cache=cache, by_length=rl.curriculum == "length"
+  )
+  if resumed.iterator is not None:
+    batches.set_state(resumed.iterator)
+  source = experience.Collector(
+    context=context,
+    batches=batches,
+    cache=cache,
+    key=jax.random.key(config.seed),
+    scoring_thread=thread,
+  )
+  if resumed.begun is not None and rl.carry_over:
+    source.begun = written_replies.WrittenReplies.from_json(
+      resumed.begun, prompts=rl.batch_size, group=rl.num_generations, time=rl.max_new_tokens
+    )
+  return source
+
+
+def _update(
+  learner: learner_lib.Learner,
+  half: sampling_half.SamplingHalf | None,
+  collected: experience.Experience,
+  source: experience.Collector,
+  policy: PyTree,
+  step: int,
+  timer: step_timer_lib.StepTimer,
+) -> tuple[experience.Experience | None, dict[str, float]]:
+  """Updates the policy with a step's replies. One step off policy, the next are sampled first.
+
+  policy: the parameters that sample, from before the update.
+
+  Returns the replies of the next step, if they are sampled, and the metrics.
+  """
+  rl = learner.context.config.rl
+  # With a half of its own the update starts first, since `policy` is a copy.
+  launched = learner.launch(collected, timer) if half else None
+  ahead = None
+  if rl.one_step_off_policy and step < rl.steps:
+    ahead = source.collect(policy, step + 1, timer)
+  # If another batch is needed, the host reads it during the update.
+  prefetch = None
+  if step + max(rl.one_step_off_policy, rl.carry_over) < rl.steps:
+    prefetch = (lambda _: source.prefetch(half.params)) if half else source.prefetch
+  with console.doing("updating the policy"):
+    launched = launched or learner.launch(collected, timer)
+    return ahead, learner.finish(launched, timer, prefetch)
+
+
+def _evaluate(
+  best: held_out.BestCheckpoint,
+  evaluation: held_out.HeldOut,
+  learner: learner_lib.Learner,
+  step: int,
+  values: Mapping[str, Any],
+  timer: step_timer_lib.StepTimer,
+) -> dict[str, Any]:
+  """Metrics of held-out videos, and the step's times with the evaluation in them.
+
+  Keeps the policy if it is the best one so far. values: metrics of the step.
+  """
+  with console.doing("evaluating on held-out videos"):
+    found = evaluation.evaluate(learner.params)
+  best.offer(step, learner.params, found)
+  timer.record("evaluation")
+  tokens = values["perf/tokens_per_second"] * values["perf/time/step"]
+  return {**found, **timer.metrics(tokens)}
+
+
+def _loop_state(
+  collected: experience.Experience, origin: dict[str, Any], num_tokens: int
+) -> dict[str, Any]:
+  """What a checkpoint keeps beside the learner's state. collected: of the step that it follows.
+
+  A batch that was sampled ahead is sampled again on resuming, so its state is not saved. The
+  restored policy samples it, so an interrupted off-policy run is not bit-equal to an uninterrupted
+  one.
+  """
+  return {
+    "iterator": collected.iterator_state,
+    "reward": collected.wait_for_scores().reward_state,
+    "start": origin,
+    "num_tokens": num_tokens,
+    "begun": collected.begun and collected.begun.to_json(),
+  }
 
 
 def check_origin(directory: Path, saved: dict[str, Any] | None, current: dict[str, Any]) -> None:
