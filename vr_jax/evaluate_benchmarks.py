@@ -271,10 +271,10 @@ def _play(
   about = {
     "protocol": protocol.name,
     "asked": {
-      field.name: _as_json(getattr(protocol, field.name))
-      for field in dataclasses.fields(protocol)
-      if field.name in ("frames", "pixels", "decoding", "uses_clip", "uses_subtitles", "kinds")
-    },
+      name: _as_json(getattr(protocol, name))
+      for name in ("frames", "pixels", "decoding", "uses_clip", "uses_subtitles", "kinds")
+    }
+    | ({"interleaves": True} if protocol.interleaves else {}),
     "policy": policy,
     "weights": weights,
     # To how much prompts are padded changes nothing.

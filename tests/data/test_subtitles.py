@@ -115,3 +115,18 @@ def test_the_texts_at_some_times_are_those_that_a_plain_search_finds(spans, time
   lines = [Subtitle(start, end, str(index)) for index, (start, end) in enumerate(spans)]
   plain = [line.text for line in lines if any(line.start <= time < line.end for time in times)]
   assert sorted(subtitles.at_times(lines, times)) == sorted(plain)
+
+
+def test_texts_are_between_frames_as_longvideobench_puts_them():
+  """Worked by hand with its loader: a text follows the frames up to its middle, included.
+
+  a has no frame within, b is shorter than a second and counts from 1.4 to 2.4, c has frames at its
+  ends alone, d has the frame at 4, and e is in the middle of its frame's time.
+  """
+  times = [0.0, 2.0, 4.0, 6.0]
+  texts = [(0.5, 1.5, "a"), (1.6, 2.2, "b"), (2.0, 4.0, "c"), (3.0, 6.0, "d"), (5.0, 7.0, "e")]
+  said = [Subtitle(*each) for each in texts]
+  assert subtitles.between_frames(said, times) == (0, "b", 1, 2, "d", 3, "e")
+  assert subtitles.between_frames([said[4], said[1]], times) == (0, 1, 2, 3, "e", "b")
+  assert subtitles.between_frames([], times) == (0, 1, 2, 3)
+  assert subtitles.between_frames(said, []) == ()

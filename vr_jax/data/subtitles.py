@@ -42,6 +42,31 @@ def at_times(subtitles: Sequence[Subtitle], times: Sequence[float]) -> tuple[str
   return tuple(texts)
 
 
+def between_frames(subtitles: Sequence[Subtitle], times: Sequence[float]) -> tuple[int | str, ...]:
+  """The numbers of all frames, and between them the texts that are said around some of them.
+
+  times: of the frames, in seconds, increasing.
+
+  A text comes after the frames up to the middle of its time. It is left out if no frame is within
+  its time, both ends excluded; of less than a second, the second around the middle counts.
+
+  Source: LongVideoBench, longvideobench_dataset.py (insert_subtitles_into_frames).
+  """
+  parts: list[int | str] = []
+  shown = 0
+  for start, end, text in subtitles:
+    middle = (start + end) / 2
+    passed = max(shown, bisect.bisect_right(times, middle))
+    parts += range(shown, passed)
+    shown = passed
+    if end - start < 1:
+      start, end = middle - 0.5, middle + 0.5
+    first = bisect.bisect_right(times, start)
+    if first < len(times) and times[first] < end:
+      parts.append(text)
+  return (*parts, *range(shown, len(times)))
+
+
 def read(path: Path, *, offset: float = 0.0, duration: float | None = None) -> tuple[Subtitle, ...]:
   """Reads a file of subtitles, in the order of the file.
 

@@ -141,24 +141,42 @@ def test_the_subtitles_are_those_at_the_times_of_the_shown_frames(
   )
 
 
-def test_subtitles_of_a_cut_video_are_timed_as_the_video_that_it_was_cut_from(context, tmp_path):
+def test_longvideobench_shows_pictures_with_the_subtitles_between_them(context, tmp_path):
+  """Worked by hand with LongVideoBench's loader: frames at 0, 5, 10 and 15 s.
+
+  Of the clip, which starts at 40 s of the subtitles: a from 0 to 1.2 s, around no frame but at its
+  end; b from 4 to 6.5 s, its middle behind the frame at 5 s; c from 9 to 12 s; d of 0.4 s about
+  14.9 s, counted as from 14.4 to 15.4 s; e behind the last frame, to the end of the clip.
+  """
   videos.write(tmp_path / "v.mp4", frames=160, fps=8)
-  lines = [
-    {"start": f"00:00:{n + 40}.0", "end": f"00:00:{n + 40}.9", "line": f"said at {n}"}
-    for n in range(1, 20)
-  ]
+  times = {"a": (40.0, 41.2), "b": (44.0, 46.5), "c": (49.0, 52.0), "d": (54.7, 55.1)}
+  lines = [{"timestamp": list(time), "text": text} for text, time in times.items()]
+  lines.append({"timestamp": [56.0, None], "text": "e"})
   (tmp_path / "v.json").write_text(json.dumps(lines))
-  protocol = dataclasses.replace(
-    protocols.get("longvideobench@official"),
-    frames=frame_choice.FrameChoice(count=2, placement="middles"),
-  )
+  official = protocols.get("longvideobench@official")
+  protocol = dataclasses.replace(official, frames=dataclasses.replace(official.frames, count=4))
   record = {"starting_timestamp_for_subtitles": 40.0, "duration": 20.0}
   item = dataclasses.replace(
     ITEM, benchmark="longvideobench", subtitles="v.json", source_record=record
   )
-  asked = _asker(context, tmp_path, protocol).ask(item)  # frames 39 and 119, at 4.875 and 14.875 s
-  found = _text(context, asked.encoded)
-  assert "said at 4\nsaid at 14\nQuestion: ?\n" in found and found.count("said at") == 2
+  asked = _asker(context, tmp_path, protocol).ask(item)
+  picture = "<|vision_start|><|vision_end|>\n"
+  assert _text(context, asked.encoded) == (
+    f"<|im_start|>user\n{picture}{picture}b\n{picture}c\nd\n{picture}Question: ?\nA. a\nB. b\n"
+    "Answer with the option's letter from the given choices directly.<|im_end|>\n"
+    "<|im_start|>assistant\n"
+  )
+  assert [grid.kind for grid in asked.encoded.grids] == [records.Kind.IMAGE] * 4
+  assert play_items.shown_media(context, asked) == (4, 448, 448)  # at least 256 tokens each
+  greys = [np.median(frame.vision.patches) for frame in asked.encoded.frames]
+  np.testing.assert_allclose(greys, [10 + 3 * (index % 80) for index in (0, 40, 80, 120)], atol=3)
+
+
+def test_256_pictures_have_room_in_a_context_of_128_thousand_tokens(context):
+  limits = protocols.get("longvideobench@official").pixels
+  processor = asked_items.make_processor(context, limits, 256)
+  height, width = processor.resized((720, 1280))
+  assert 256 * 256 <= 256 * height * width // 28**2 <= 90_000
 
 
 def test_a_system_turn_comes_first_and_the_reply_is_begun(context, tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from jaxtyping import Float
+from jaxtyping import UInt8
 import numpy as np
 
 from vr_jax import records
@@ -24,6 +24,8 @@ from vr_jax.models import interface
 from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.train import batching, paths, run_context
+
+_Part = str | conversation.Image | conversation.VideoFrames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +47,18 @@ class ItemAsker:
     """
     if self.protocol.prompt is None:
       return self._ask_as_recipe(item)
-    clip = self._clip(item)
-    asked = self.protocol.render(item, self._subtitles(item, clip.timestamps))
-    return batching.BatchItem(
-      example=clip.example, encoded=self._encode(item, clip, asked), reply=(), clip=clip
-    )
+    clip, lines = self._clip(item), self._subtitles(item)
+    times = clip.timestamps.tolist()
+    # `clip.frames` would stay with the clip, until the whole batch is sampled.
+    frames = clip.read(range(len(clip)))
+    if self.protocol.interleaves:
+      shown = _pictures_and_lines(frames, subtitles.between_frames(lines, times))
+      asked = self.protocol.render(item)
+    else:
+      shown = [conversation.VideoFrames(frames=frames, timestamps=clip.timestamps)]
+      asked = self.protocol.render(item, subtitles.at_times(lines, times))
+    encoded = self._encode(item, shown, asked, frames=len(frames))
+    return batching.BatchItem(example=clip.example, encoded=encoded, reply=(), clip=clip)
 
   def _ask_as_recipe(self, item: benchmark_item.Item) -> batching.BatchItem:
     data = self.context.config.data
@@ -86,22 +95,20 @@ class ItemAsker:
     """The clip that is shown of the item's video; None: all of it."""
     return item.clip if self.protocol.uses_clip else None
 
-  def _subtitles(
-    self, item: benchmark_item.Item, times: Float[np.ndarray, "frames"]
-  ) -> Sequence[str]:
-    if not (self.protocol.uses_subtitles and item.subtitles):
-      return ()
-    lines = registry.read_subtitles(item, self.root)
-    return subtitles.at_times(lines, times.tolist())
+  def _subtitles(self, item: benchmark_item.Item) -> Sequence[subtitles.Subtitle]:
+    return registry.read_subtitles(item, self.root) if self.protocol.uses_subtitles else ()
 
   def _encode(
-    self, item: benchmark_item.Item, clip: batches.Clip, asked: prompts.BenchmarkPrompt
+    self,
+    item: benchmark_item.Item,
+    shown: Sequence[_Part],
+    asked: prompts.BenchmarkPrompt,
+    *,
+    frames: int,
   ) -> prompts_lib.EncodedPrompt:
-    processor = self._processor(len(clip))
-    # `clip.frames` would stay with the clip, until the whole batch is sampled.
-    frames = clip.read(range(len(clip)))
-    video = conversation.VideoFrames(frames=frames, timestamps=clip.timestamps)
-    turns = [conversation.Message(role="user", parts=(video, asked.user))]
+    """The prompt of what an item shows, then the text. frames: that it shows."""
+    processor = self._processor(frames)
+    turns = [conversation.Message(role="user", parts=(*shown, asked.user))]
     if asked.system:
       turns.insert(0, conversation.Message(role="system", parts=(asked.system,)))
     encoded = processor.encode_conversation(turns, name=item.id)
@@ -119,6 +126,16 @@ class ItemAsker:
   @functools.cached_property
   def _processors(self) -> dict[int, interface.Processor]:
     return {}
+
+
+def _pictures_and_lines(
+  frames: UInt8[np.ndarray, "frames height width 3"], order: Sequence[int | str]
+) -> list[_Part]:
+  """Frames as pictures, and texts, each on a line. order: numbers of frames, and texts."""
+  parts: list[_Part] = []
+  for each in order:
+    parts += [each if isinstance(each, str) else conversation.Image(pixels=frames[each]), "\n"]
+  return parts
 
 
 def make_processor(

@@ -75,16 +75,13 @@ def egoschema(item: benchmark_item.Item, _: Sequence[str]) -> BenchmarkPrompt:
   return _lines(item.question, *strict_rules.lettered(item), _LETTER_DIRECTLY)
 
 
-def longvideobench(item: benchmark_item.Item, subtitles: Sequence[str]) -> BenchmarkPrompt:
-  """The released loader puts each line of the subtitles between the frames around it, as pictures.
-
-  A video comes as a whole here, so the lines precede the question: when a line was said, the model
-  can't tell.
+def longvideobench(item: benchmark_item.Item, _: Sequence[str]) -> BenchmarkPrompt:
+  """What follows the frames and the subtitles between them (`Protocol.interleaves`).
 
   Source: LongVideoBench, longvideobench_dataset.py.
   """
   options = strict_rules.lettered(item)
-  return _lines(*subtitles, f"Question: {item.question}", *options, _LETTER_DIRECTLY)
+  return _lines(f"Question: {item.question}", *options, _LETTER_DIRECTLY)
 
 
 def lvbench(item: benchmark_item.Item, _: Sequence[str]) -> BenchmarkPrompt:

@@ -61,10 +61,12 @@ _VIDEO_MME: Mapping[str, Any] = {
 _LONGVIDEOBENCH: Mapping[str, Any] = {
   "prompt": prompts.longvideobench,
   "frames": frame_choice.FrameChoice(count=256, placement="starts"),
-  "pixels": _HARNESS_PIXELS,
+  # A picture takes two frames' tokens of a video: all together have room beside 8,000 others.
+  "pixels": PixelLimits(least=256 * _TOKEN, most=1_605_632, total=90_000 * _TOKEN),
   "decoding": DecodingSettings(max_tokens=32),
   "metric": "micro",
   "uses_subtitles": True,
+  "interleaves": True,
 }
 _MMVU: Mapping[str, Any] = {
   "prompt": prompts.mmvu,
@@ -141,9 +143,9 @@ OFFICIAL: Mapping[str, Mapping[str, Any]] = {
     **_LONGVIDEOBENCH,
     "rule": "longvideobench",
     "counted": _AS_READ,
-    "source": "LongVideoBench, longvideobench_dataset.py; decoding of lmms-eval. No random choice. "
-    "It shows frames as pictures with the subtitles between them; here the video comes whole, and "
-    "the subtitles that it would show stand before the question",
+    "source": "LongVideoBench, longvideobench_dataset.py: frames as pictures, subtitles between "
+    "them; each on a line, and decoding, as lmms-eval's task has it, without its random choice. "
+    "Pixels are lmms-eval's for Qwen2.5-VL, all pictures together at most 90,000 tokens",
   },
   "longvideobench@guessing": {
     **_LONGVIDEOBENCH,

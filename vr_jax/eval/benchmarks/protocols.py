@@ -39,7 +39,9 @@ class Protocol:
   rule: name in `answer_rules.RULES`, for questions that need no judge.
   metric: name in `aggregation.METRICS`.
   uses_clip: whether only the item's clip is shown, if it has one.
-  uses_subtitles: whether the subtitles at the times of the frames are given to `render`.
+  uses_subtitles: whether the subtitles at the times of the frames are shown.
+  interleaves: whether frames are pictures, with the subtitles between them, and not a video with
+    the subtitles in the text of `render`.
   kinds: which questions are asked, by `Item.scorer`; (): all.
   judge: the model that judges in published scores; "": none.
   judge_reads: which answers a judge reads, if there is one; `judged_answers.asks_judge`.
@@ -58,6 +60,7 @@ class Protocol:
   metric: str
   uses_clip: bool = True
   uses_subtitles: bool = False
+  interleaves: bool = False
   kinds: tuple[benchmark_item.Scorer, ...] = ()
   judge: str = ""
   judge_reads: protocol_table.JudgeReads = "open"
@@ -73,16 +76,16 @@ class Protocol:
   ) -> prompts.BenchmarkPrompt:
     """The texts that an item is asked with.
 
-    subtitles: the lines at the times of the frames, where `uses_subtitles`.
+    subtitles: the lines at the times of the frames, where `uses_subtitles`, and not `interleaves`.
 
-    Raises InputError if the item isn't asked, or the recipe renders it.
+    Raises InputError if the item isn't asked, the recipe renders it, or no line belongs there.
     """
     if not self.asks(item):
       raise InputError(f"{item.id}: not a question of {self.name}")
     if self.prompt is None:
       raise InputError(f"{self.name}: has no text of its own; the policy's environment asks")
-    if subtitles and not self.uses_subtitles:
-      raise InputError(f"{self.name}: shows no subtitles")
+    if subtitles and (self.interleaves or not self.uses_subtitles):
+      raise InputError(f"{self.name}: shows no subtitles with the question")
     return self.prompt(item, subtitles)
 
 
