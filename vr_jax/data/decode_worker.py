@@ -1,11 +1,12 @@
 """Reads videos and pictures in a process of its own, which a bad file can end or keep for ever.
 
 `guarded_reader` starts it as `python -m vr_jax.data.decode_worker` and writes one line of JSON to
-its stdin for each file. On stdout it answers with empty lines as signs of life, at the start and
-while frames are decoded; then with one line of JSON, which the frames' JPEGs follow.
+its stdin for each file, with `length_only` where it needs no frames. On stdout it answers with
+empty lines as signs of life, at the start and while frames are decoded; then with one line of JSON,
+which the frames' JPEGs follow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from vr_jax.data import image_folder, picture_file, video_file
@@ -67,8 +69,8 @@ def _limit_memory(most: int) -> None:
 
 def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
   """Reads one file; returns the line of JSON and the JPEGs, or a line that says what is wrong."""
-  path, fps = Path(request.pop("path")), request.pop("fps")
-  most, at = request.pop("most_frames"), request.pop("at")
+  path = Path(request.pop("path"))
+  fps, most, at = (request.pop(name, None) for name in ("fps", "most_frames", "at"))
   last = time.monotonic()
 
   def progress() -> None:
@@ -78,7 +80,9 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
       _send(answers, LIFE)
 
   try:
-    if "frame_rate" in request:
+    if "length_only" in request:
+      extracted = _without_frames(path, progress)
+    elif "frame_rate" in request:
       extracted = image_folder.extract(path, fps=fps, at=at, progress=progress, **request)
     elif picture_file.is_picture(path.name):
       extracted = picture_file.extract(path, **request)
@@ -106,6 +110,16 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
     "original_width": extracted.original_width,
   }
   return _line(fields), *extracted.jpegs
+
+
+def _without_frames(path: Path, progress: Callable[[], None]) -> video_file.ExtractedVideo:
+  """The length of a video that its file tells; 0 of a picture."""
+  is_picture = picture_file.is_picture(path.name)
+  length = 0.0 if is_picture else video_file.read_length(path, progress=progress)
+  none = np.zeros(0)
+  return video_file.ExtractedVideo(
+    jpegs=(), timestamps=none, ends=none, height=0, width=0, duration=length
+  )
 
 
 def _line(value: Any) -> bytes:

@@ -7,7 +7,7 @@ error like any other bad file, and the next file gets a new worker.
 """
 
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -34,6 +34,8 @@ _POLL = 0.1
 _LONGEST_WAIT = 1.0
 # Files that each worker may be ahead of the one that the caller waits for.
 _AHEAD = 4
+# Frames a second, where a video is decoded for its length.
+_FIRST_ALONE = 1e-6
 # A process is worth its start for so many bytes of files.
 _BYTES_PER_PROCESS = 1 << 20
 
@@ -138,6 +140,67 @@ def extract_all(
   finally:
     for worker in workers:
       worker.kill()
+
+
+def extract_chosen(
+  path: Path,
+  *,
+  choose: Callable[[float], Sequence[float]],
+  quality: int,
+  max_side: int,
+  limits: DecodeLimits,
+  kept_pixels: int | None = None,
+  folder: image_folder.FolderFrames | None = None,
+) -> video_file.ExtractedVideo:
+  """Reads the frames of one file that are on the screen at times that depend on its length.
+
+  Of a still picture, which has no length, the picture. A video is decoded once, where its file
+  tells its length (`video_file.read_length`), else twice.
+
+  choose: the times, see `video_file.extract`, for a length in seconds. What it raises for the
+    video's length is raised.
+  quality, max_side, kept_pixels: see `video_file.extract`.
+  folder: the frames of a path that is a folder of pictures.
+
+  Raises:
+    InputError: the file is bad, or breaks a limit.
+    RuntimeError: the worker could not start.
+  """
+  settings = {
+    "fps": _FIRST_ALONE,
+    "quality": quality,
+    "max_side": max_side,
+    "max_pixels": round(limits.megapixels * 1e6),
+    "kept_pixels": kept_pixels,
+  }
+  worker = _Worker(limits)
+
+  def ask(**settings: Any) -> video_file.ExtractedVideo:
+    worker.request(0, path, settings)
+    while not (results := _wait([worker])):
+      pass
+    if isinstance(results[0], InputError):
+      raise results[0]
+    return results[0]
+
+  try:
+    times = None
+    if folder is not None:
+      settings |= dataclasses.asdict(folder)
+      length = len(folder.names) / folder.frame_rate
+    else:
+      length = ask(length_only=True).duration
+    if length:
+      with contextlib.suppress(InputError):  # which may be wrong of this length alone
+        times = list(choose(length))
+    extracted = ask(at=times, **settings)
+    if extracted.duration and times != (right := list(choose(extracted.duration))):
+      return ask(at=right, **settings)
+    if not extracted.duration and times is not None:
+      return ask(**settings)
+    return extracted
+  finally:
+    worker.kill()
 
 
 def _bytes(path: Path) -> int:

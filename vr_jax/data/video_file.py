@@ -106,7 +106,7 @@ def extract(
   max_pixels: of a frame as it is in the file.
   most_frames: that may be kept; None: any number.
   at: increasing times in seconds; the frames on the screen at these times are kept, each once, and
-    no others, whatever `fps` is. None: as `fps` says.
+    no others, whatever `fps` is; of times behind the end none. None: as `fps` says.
   progress: is called after each frame, kept or not.
 
   Raises:
@@ -143,7 +143,7 @@ def extract(
     jpegs.append(encode(image, quality))
     timestamps.append(timed.start)
     ends.append(timed.end)
-  if not jpegs:
+  if not jpegs and (at is None or not end):
     raise InputError(f"{path}: the video has no frames")
   return ExtractedVideo(
     jpegs=tuple(jpegs),
@@ -155,6 +155,30 @@ def extract(
     original_height=original[1],
     original_width=original[0],
   )
+
+
+def read_length(path: Path, *, progress: Callable[[], None] = lambda: None) -> float:
+  """The `duration` that `extract` will most likely find, in seconds, without decoding a frame.
+
+  It is that of the times in the file, which need not be right. 0: they say nothing.
+  """
+  first, last, seconds = math.inf, -math.inf, 0.0
+  try:
+    with av.open(f"file:{path}") as container:
+      stream = _video_stream(path, container)
+      for packet in container.demux(stream):
+        progress()
+        if packet.pts is None or packet.time_base is None or packet.is_discard:
+          continue
+        time = float(packet.pts * packet.time_base)
+        first = min(first, time)
+        if time >= last:
+          last, seconds = time, float((packet.duration or 0) * packet.time_base)
+      if not seconds and stream.average_rate:
+        seconds = float(1 / stream.average_rate)
+  except (av.error.FFmpegError, InputError):
+    return 0.0  # `extract` says what is wrong
+  return max(0.0, last - first + seconds) if last >= first else 0.0
 
 
 def _until_next(frames: Iterable[video_clock.TimedFrame]) -> Iterator[video_clock.TimedFrame]:

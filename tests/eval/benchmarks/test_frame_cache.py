@@ -1,6 +1,7 @@
 """Videos of benchmarks are decoded once, at the rate that a question needs."""
 
 from concurrent import futures
+import functools
 
 import numpy as np
 from PIL import Image
@@ -8,7 +9,7 @@ import pytest
 
 from tests.data import videos
 from vr_jax import records
-from vr_jax.data import guarded_reader
+from vr_jax.data import guarded_reader, video_file
 from vr_jax.errors import InputError
 from vr_jax.eval.benchmarks import frame_cache, frame_choice
 
@@ -104,7 +105,7 @@ def test_only_the_chosen_frames_of_a_clip_are_kept_at_their_own_size(cache, tmp_
   np.testing.assert_allclose(greys, 10 + 3 * (np.round(times * 30) % 80), atol=3)
   smaller = cache.open_chosen("b.mp4", choice, pixels=24 * 24, **ask)
   assert smaller.size("b.mp4") == (48, 48)
-  monkeypatch.setattr(guarded_reader, "extract_all", None)
+  monkeypatch.setattr(guarded_reader, "extract_chosen", None)
   assert cache.open_chosen("b.mp4", choice, pixels=10_000, **ask) is store
 
 
@@ -158,3 +159,63 @@ def test_a_still_of_one_frame_is_shown_once(cache, tmp_path):
   choice = frame_choice.FrameChoice(count=16)
   store = cache.open_chosen("b.mp4", choice, pixels=10_000, clip=None, frame_rate=None)
   assert store.timestamps("b.mp4").tolist() == [0.0]
+
+
+def _joined_recordings(path):
+  """Two recordings in one file, whose clocks both start at 0: packets tell half the length."""
+  first, second = path.with_name("1.ts"), path.with_name("2.ts")
+  videos.write(first, frames=40, size=64)
+  again = {"mpegts_flags": "initial_discontinuity"}
+  videos.write(second, frames=40, size=64, container_options=again)
+  path.write_bytes(first.read_bytes() + second.read_bytes())
+
+
+@pytest.mark.parametrize(
+  ("name", "write", "decodes"),
+  [
+    ("a.mp4", lambda path: videos.write(path, frames=37, size=64), 1),
+    ("a.mkv", lambda path: videos.write(path, frames=37, size=64, start=2.5), 1),
+    ("a.ts", lambda path: videos.write(path, frames=37, size=64), 1),
+    ("a.mp4", lambda path: videos.write(path, frames=4, times=[0.0, 0.1, 7.0, 7.5], size=64), 1),
+    ("a.ts", _joined_recordings, 2),
+  ],
+)
+@pytest.mark.parametrize("clip", [None, records.Span(start=1.5, end=4.0)])
+def test_a_video_is_decoded_once_where_its_file_tells_its_length(
+  tmp_path, monkeypatch, name, write, decodes, clip
+):
+  """Reference: decoded for its length first."""
+  path = tmp_path / name
+  write(path)
+  requests = []
+  request = guarded_reader._Worker.request
+
+  def noted(worker, place, path, settings):
+    requests.append("length_only" not in settings)
+    request(worker, place, path, settings)
+
+  monkeypatch.setattr(guarded_reader._Worker, "request", noted)
+  cache = frame_cache.FrameCache(
+    videos=tmp_path, cache=tmp_path / "frames", limits=guarded_reader.DecodeLimits(processes=1)
+  )
+  choice = frame_choice.FrameChoice(count=6)
+  store = cache.open_chosen(name, choice, pixels=10_000, clip=clip, frame_rate=None)
+  assert sum(requests) == (decodes if clip is None else 1)  # a clip's times are known
+  how = {"fps": 1.0, "quality": 95, "max_side": 448}
+  duration = video_file.extract(path, **how).duration
+  shown = frame_choice.shown_part(clip, duration, where=name)
+  times = frame_choice.choose_times(choice, duration, shown)
+  expected = video_file.extract(path, at=times.tolist(), **how)
+  assert store.duration(name) == duration
+  np.testing.assert_array_equal(store.timestamps(name), expected.timestamps)
+  assert store.jpegs(name, range(len(expected.jpegs))) == list(expected.jpegs)
+
+
+def test_a_clip_behind_the_end_and_a_damaged_video_are_named_as_before(cache, tmp_path):
+  choice = frame_choice.FrameChoice(count=4)
+  open_chosen = functools.partial(cache.open_chosen, choice=choice, pixels=10_000, frame_rate=None)
+  with pytest.raises(InputError, match=r"a\.mp4: ends at 5 s, its clip begins at 6 s"):
+    open_chosen("clips/a.mp4", clip=records.Span(start=6.0, end=7.0))
+  videos.truncate(tmp_path / "sets" / "clips" / "a.mp4", 0.7)
+  with pytest.raises(InputError, match=r"a\.mp4: (cannot be decoded|is truncated|is damaged)"):
+    open_chosen("clips/a.mp4", clip=None)

@@ -2,10 +2,9 @@
 
 A recipe's questions use all frames at the rate that the run's data has (`FrameCache.open`). A
 protocol shows some frames of a video or clip (`FrameCache.open_chosen`), and only these are kept,
-once for all questions that show the same. Such a video is decoded twice: for its length, from which
-the times of the frames follow, then for the frames that are on the screen at these times. They are
-kept as large as they are in the file, unless the protocol shows them at under half of that width
-and height.
+once for all questions that show the same: the frames that are on the screen at times that follow
+from the video's length. They are kept as large as they are in the file, unless the protocol shows
+them at under half of that width and height.
 """
 
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ _OPEN = 32  # stores that are kept open
 _LAST = "videos.npz"  # of a frame store, which is complete with it
 _QUALITY = 95  # of JPEG, for frames that a protocol shows
 _ANY_SIDE = 1 << 15
-_FIRST_ALONE = 1e-6  # frames a second, where a video is decoded for its length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,6 @@ class FrameCache:
     """
     path = self._existing(name, frame_rate)
     how: dict[str, Any] = {
-      "fps": _FIRST_ALONE,
       "quality": _QUALITY,
       "max_side": _ANY_SIDE,
       "kept_pixels": upright_images.pixels_to_keep(pixels),
@@ -99,11 +96,15 @@ class FrameCache:
     chosen = {"choice": dataclasses.asdict(choice), "clip": clip and [clip.start, clip.end]}
     directory = self._directory(path, name, frame_rate, how | chosen)
     if not (directory / _LAST).is_file():
-      video = self._extract(path, frame_rate, how)
-      shown = frame_choice.shown_part(clip, video.duration, where=name)
-      if video.duration:
-        times = frame_choice.choose_times(choice, video.duration, shown)
-        video = self._extract(path, frame_rate, how | {"at": times.tolist()})
+
+      def choose(duration: float) -> list[float]:
+        shown = frame_choice.shown_part(clip, duration, where=name)
+        return frame_choice.choose_times(choice, duration, shown).tolist()
+
+      folder = _folder(path, frame_rate) if frame_rate else None
+      video = guarded_reader.extract_chosen(
+        path, choose=choose, limits=self.limits, folder=folder, **how
+      )
       _write(directory, name, video, frame_choice.FPS)
     return _open(directory)
 

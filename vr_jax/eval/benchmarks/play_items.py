@@ -108,7 +108,7 @@ def play(
     )
   size = context.config.eval.batch_size // shares
   # Sorted by video, so that each is opened once, and prompts of a batch are about as long.
-  ordered = sorted(items, key=_order)
+  ordered = sorted(items, key=item_order)
   rows_of = [None if item.id in absent else item for item in ordered]
   present = [item for item in rows_of if item is not None]
   chunks = [rows_of[start : start + size] for start in range(0, len(rows_of), size)]
@@ -123,31 +123,38 @@ def play(
   rounds = np.flatnonzero(processes.all_gather(lacks).any(axis=0)).tolist()
   counts = [sum(item is not None for item in chunk) for chunk in chunks]
   done = len(present) - sum(counts[place] for place in _places(rounds, shares, len(chunks)))
-  filler: list[batching.BatchItem] | None = None
+  filler: batching.BatchItem | None = None
   threads = max(1, context.config.data.threads)
   with (
+    store.writer(share) as writer,
     futures.ThreadPoolExecutor(threads) as pool,
     futures.ThreadPoolExecutor(1) as thread,
-    store.writer(share) as writer,
+    futures.ThreadPoolExecutor(1) as writing,  # it ends before the file is closed
     preemption.stops_between_batches(),
   ):
-    prompts = _read_ahead(thread, pool, asker, [own[number] for number in rounds])
-    for number, (asked, failed) in zip(rounds, prompts, strict=True):
-      writer.add(each for each in failed if each.id not in known)
-      made = [each for each in asked if each is not None]
-      if processes.all_gather(np.array([len(made)])).any():
-        if not made and filler is None:
-          filler = _first_that_fits(asker, present)
-        filler = made[:1] or filler or []
-        # Each item keeps its row, on which its draws depend, also where one before it failed or is
-        # absent.
-        rows = [each or filler[0] for each in asked] or filler
-        played = play_chunk(context, params, asker.protocol, rows, size, number)
-        writer.add(reply for reply, item in zip(played, asked, strict=False) if item)
+    prompts = _read_ahead(thread, pool, asker, [own[number] for number in rounds], size)
+    written: futures.Future[None] | None = None
+    for number, chunk in zip(rounds, prompts, strict=True):
+      played: PlayedChunk | None = None
+      if processes.all_gather(np.array([int(chunk.batch is not None)])).any():
+        batch = chunk.batch
+        if batch is None:
+          filler = filler or _first_that_fits(asker, present)
+          batch = context.builder.batch([filler], size=size)
+        filler = batch.items[0]
+        played = sample_chunk(context, params, asker.protocol, batch, number)
+      if written is not None:
+        written.result()
+        tick(done)
+      # The devices sample the next chunk while these are decoded and written.
+      written = writing.submit(_write, context, asker.protocol, writer, chunk, played, known)
       done += sum(counts[place] for place in _places([number], shares, len(chunks)))
-      tick(done)
       if processes.count_joined() > 1 and preemption.stops_after():
+        written.result()
         raise errors.Preempted(preemption.OUTSIDE)
+    if written is not None:
+      written.result()
+      tick(done)
 
 
 def _places(rounds: Sequence[int], shares: int, chunks: int) -> list[int]:
@@ -160,7 +167,8 @@ def _places(rounds: Sequence[int], shares: int, chunks: int) -> list[int]:
   ]
 
 
-def _order(item: benchmark_item.Item) -> tuple[str, float, str]:
+def item_order(item: benchmark_item.Item) -> tuple[str, float, str]:
+  """The key by which items are sorted: those about one video follow each other."""
   # The path of a video may depend on whether it is there; the source's name doesn't.
   return item.cluster, item.clip.start if item.clip else 0.0, item.id
 
@@ -169,19 +177,71 @@ def _order(item: benchmark_item.Item) -> tuple[str, float, str]:
 _Asked = tuple[list[batching.BatchItem | None], list[reply_store.StoredReply]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AskedChunk:
+  """The prompts of a chunk.
+
+  asked: whether each item has one, in order: not if it is absent or none can be made.
+  failed: why, of those of which none can be made.
+  batch: a row for each item, of another one if it has no prompt; None if no item has one.
+  """
+
+  asked: tuple[bool, ...]
+  failed: list[reply_store.StoredReply]
+  batch: batching.Batch | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayedChunk:
+  """The prompts of a chunk, and what was sampled."""
+
+  batch: batching.Batch
+  rollout: records.Rollout
+
+
 def _read_ahead(
   thread: futures.Executor,
   pool: futures.Executor,
   asker: asked_items.ItemAsker,
   chunks: Sequence[Sequence[benchmark_item.Item | None]],
-) -> Iterator[_Asked]:
+  size: int,
+) -> Iterator[AskedChunk]:
   """The prompts of one chunk after the other; the next are made while some are played."""
-  later = [thread.submit(ask_chunk, asker, chunk, pool) for chunk in chunks[:2]]
+  later = [thread.submit(make_batch, asker, chunk, size, pool) for chunk in chunks[:2]]
   for chunk in itertools.chain(chunks[2:], [None, None]):
     if later:
       yield later.pop(0).result()
     if chunk is not None:
-      later.append(thread.submit(ask_chunk, asker, chunk, pool))
+      later.append(thread.submit(make_batch, asker, chunk, size, pool))
+
+
+def make_batch(
+  asker: asked_items.ItemAsker,
+  items: Sequence[benchmark_item.Item | None],
+  size: int,
+  pool: futures.Executor | None = None,
+) -> AskedChunk:
+  """Makes the prompts of a chunk, and stacks them to a batch of `size` rows. pool: of `ask_chunk`.
+
+  Each item keeps its row, on which its draws depend, also where one before it failed or is absent.
+  """
+  asked, failed = ask_chunk(asker, items, pool)
+  made = [each for each in asked if each is not None]
+  batch = None
+  if made:
+    batch = asker.context.builder.batch([each or made[0] for each in asked], size=size)
+    if jax.process_count() == 1:  # else they may have to be stacked again, to others' buckets
+      batch = _without_frames(batch)
+  return AskedChunk(asked=tuple(each is not None for each in asked), failed=failed, batch=batch)
+
+
+def _without_frames(batch: batching.Batch) -> batching.Batch:
+  """The batch, whose items don't hold a second copy of their frames' patches."""
+  items = [
+    dataclasses.replace(item, encoded=dataclasses.replace(item.encoded, frames=()))
+    for item in batch.items
+  ]
+  return dataclasses.replace(batch, items=items)
 
 
 def ask_chunk(
@@ -236,22 +296,29 @@ def _check_fits(context: run_context.RunContext, item: batching.BatchItem) -> No
 
 def _first_that_fits(
   asker: asked_items.ItemAsker, items: Sequence[benchmark_item.Item]
-) -> list[batching.BatchItem]:
-  """A prompt with which a process takes part that has none of its own."""
-  every = (asked for item in items for asked in ask_chunk(asker, [item])[0])
-  return next(([asked] for asked in every if asked), [])
+) -> batching.BatchItem:
+  """A prompt with which a process takes part that has none of its own.
+
+  Raises InputError if none can be made, though another process has made one.
+  """
+  for item in items:
+    (asked,), _ = ask_chunk(asker, [item])
+    if asked is not None:
+      return asked
+  raise errors.InputError(
+    f"--benchmarks={asker.protocol.name}: process {jax.process_index()} can read no video, and "
+    "another can; make --benchmark_data and --frames the same on all hosts"
+  )
 
 
-def play_chunk(
+def sample_chunk(
   context: run_context.RunContext,
   params: PyTree,
   protocol: protocols.Protocol,
-  items: Sequence[batching.BatchItem],
-  size: int,
+  batch: batching.Batch,
   number: int,
-) -> list[reply_store.StoredReply]:
+) -> PlayedChunk:
   """Samples a reply to each prompt. number: of the round, for the random key of all processes."""
-  batch = context.builder.batch(items, size=size)
   featurized = vision_features.prompt_with_features(context, params, batch, None)
   played = experience.play_batch(
     context,
@@ -262,8 +329,35 @@ def play_chunk(
     group=1,
     **_decoding(context, protocol),
   )
-  rows = len(items)
-  dialogue = context.builder.dialogue(featurized.batch)
+  return PlayedChunk(batch=featurized.batch, rollout=played.rollout)
+
+
+def _write(
+  context: run_context.RunContext,
+  protocol: protocols.Protocol,
+  writer: reply_store.ReplyWriter,
+  chunk: AskedChunk,
+  played: PlayedChunk | None,
+  known: Collection[str],
+) -> None:
+  """Writes the replies to a chunk's questions.
+
+  played: None if no process has a prompt. known: ids of questions that have a reply.
+  """
+  replies = [each for each in chunk.failed if each.id not in known]
+  if played is not None and any(chunk.asked):
+    found = read_replies(context, protocol, played)
+    replies += [reply for reply, asked in zip(found, chunk.asked, strict=True) if asked]
+  if replies:
+    writer.add(replies)
+
+
+def read_replies(
+  context: run_context.RunContext, protocol: protocols.Protocol, played: PlayedChunk
+) -> list[reply_store.StoredReply]:
+  """Decodes the reply to each item of a chunk."""
+  items, rows = played.batch.items, len(played.batch.items)
+  dialogue = context.builder.dialogue(played.batch)
   replies = decode_replies.decode_replies(dialogue, played.rollout, rows=rows)
   tokens, kind, turn = (
     mesh_lib.local_rows(each)[:rows, 0]

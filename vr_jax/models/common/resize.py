@@ -14,6 +14,7 @@ from PIL import Image
 
 SHARPNESS = -0.5  # the parameter of the cubic
 SUPPORT = 2  # pixels of the smaller image that the cubic reaches to each side
+_SUMS = 1 << 17  # that are computed at once: they stay in a core's cache
 
 
 def resample(
@@ -37,9 +38,17 @@ def _torchvision(
   """Resizes columns, then rows, rounded to 8 bits after each, as PyTorch's CPU kernel does."""
   if frame.shape[1] != width:
     # The axis to be resized comes first, so that whole rows of memory are weighted at once.
-    columns = np.ascontiguousarray(frame.transpose(1, 0, 2))
-    frame = np.ascontiguousarray(_weigh(columns, width).transpose(1, 0, 2))
+    frame = _transposed(_weigh(_transposed(frame), width))
   return frame if frame.shape[0] == height else _weigh(frame, height)
+
+
+def _transposed(
+  frame: UInt8[np.ndarray, "height width 3"],
+) -> UInt8[np.ndarray, "width height 3"]:
+  """Swaps rows and columns. Pixels are copied as one item each, in half of the time."""
+  height, width, _ = frame.shape
+  pixels = np.ascontiguousarray(frame).view("V3")[..., 0]
+  return np.ascontiguousarray(pixels.T).view(np.uint8).reshape(width, height, 3)
 
 
 def _weigh(
@@ -48,10 +57,17 @@ def _weigh(
   """Resizes the first axis to `size` lines, in integer arithmetic."""
   index, weights = _taps(len(lines), size)
   whole, bits = _integers(weights)
-  total = np.full((size, *lines.shape[1:]), 1 << (bits - 1), np.int32)  # a half, to round
-  for taken, weight in zip(index.T, whole.T, strict=True):
-    total += weight[:, None, None] * lines[taken]
-  return np.clip(total >> bits, 0, 255).astype(np.uint8)
+  flat = lines.reshape(len(lines), -1)
+  result = np.empty((size, flat.shape[1]), np.uint8)
+  step = max(1, _SUMS // flat.shape[1])
+  for start in range(0, size, step):
+    rows = slice(start, start + step)
+    total = np.full(result[rows].shape, 1 << (bits - 1), np.int32)  # a half, to round
+    product = np.empty_like(total)
+    for taken, weight in zip(index[rows].T, whole[rows].T, strict=True):
+      total += np.multiply(flat[taken], weight[:, None], out=product)
+    result[rows] = np.clip(total >> bits, 0, 255, out=total)
+  return result.reshape(size, *lines.shape[1:])
 
 
 def _taps(old: int, new: int) -> tuple[Int[np.ndarray, "new taps"], Float[np.ndarray, "new taps"]]:
