@@ -13,15 +13,15 @@ JSON for each of two configurations, with both medians and the ratio; the goal i
   cores busy, no more than `most_possible` can be reached, however they are ordered.
 - by plan: what the host does is that of the recipe's size 3b, and is done here: 16 frames of 448 x
   448, 128 tokens to two frames, resized as torchvision does, 768 tokens a reply, 16 questions at a
-  time. In place of sampling it waits as long as one TPU v6e chip, the smallest slice that is faster
-  than planned for, needs for a chunk by plan:
+  time. In place of sampling it waits as long as one TPU v6e chip, the smallest slice, needs for so
+  many by plan:
 
       python launch/plan.py --config=moss_chatv:3b --topology=v6e-1 --quick \\
         --config.mesh="(1,1,1,1)" --config.rl.batch_size=8 --config.rl.num_generations=2 \\
         --programs=encoder,rollout
 
-  That is of 8 prompts with two replies, so less than 16 prompts take. The host of such a chip has
-  more cores than this machine.
+  That is the roofline of 8 prompts with two replies each, so less than 16 prompts take. The host of
+  such a chip has more cores than this machine.
 """
 
 import argparse

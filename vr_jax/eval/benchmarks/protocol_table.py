@@ -145,7 +145,7 @@ OFFICIAL: Mapping[str, Mapping[str, Any]] = {
     "counted": _AS_READ,
     "source": "LongVideoBench, longvideobench_dataset.py: frames as pictures, subtitles between "
     "them; each on a line, and decoding, as lmms-eval's task has it, without its random choice. "
-    "Pixels are lmms-eval's for Qwen2.5-VL, all pictures together at most 90,000 tokens",
+    "Pixels of a picture are lmms-eval's, those of all together at most 90,000 tokens",
   },
   "longvideobench@guessing": {
     **_LONGVIDEOBENCH,
