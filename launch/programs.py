@@ -278,7 +278,7 @@ def _critic_step(run: abstract_state.AbstractTrainState) -> list[Program]:
     return []
   net, rl = run.net, run.net.config.rl
   step = critic_lib.make_critic_step(
-    net.graphdef,
+    net.update_graphdef,
     run.critic_optimizer,
     clip=net.config.critic.value_clip,
     microbatches=rl.microbatches,
@@ -303,7 +303,7 @@ def _train_step(run: abstract_state.AbstractTrainState) -> Program:
   return Program(
     name="train step",
     function=train_step.make_rl_step(
-      net.graphdef, run.optimizer, net.allowed_tokens, rl, frozen=net.frozen
+      net.update_graphdef, run.optimizer, net.allowed_tokens, rl, frozen=net.frozen
     ),
     arguments=(
       run.state,

@@ -116,7 +116,11 @@ def _without_zeros(params):
 
 def _supervised(context, optimizer, state, prompt, items):
   step = train_step.make_sft_step(
-    context.graphdef, optimizer, context.allowed_tokens, microbatches=1, frozen=context.frozen
+    context.update_graphdef,
+    optimizer,
+    context.allowed_tokens,
+    microbatches=1,
+    frozen=context.frozen,
   )
   return step(state, prompt, *mesh_lib.put_batch(batching.reply_arrays(items, 80), context.mesh))
 
@@ -126,7 +130,11 @@ def _reinforced(context, optimizer, state, prompt, items):
   advantages = jnp.where(train_step.action_mask(rollout), jnp.array([1.0, -0.5])[None, :, None], 0)
   signal = mesh_lib.put_batch(np.ones(8, bool), context.mesh)
   step = train_step.make_rl_step(
-    context.graphdef, optimizer, context.allowed_tokens, context.config.rl, frozen=context.frozen
+    context.update_graphdef,
+    optimizer,
+    context.allowed_tokens,
+    context.config.rl,
+    frozen=context.frozen,
   )
   return step(state, prompt, rollout, advantages, signal, None, rollout.log_probs)
 

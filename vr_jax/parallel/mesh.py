@@ -118,11 +118,14 @@ class MeshLayout:
 
   changes: rules in place of those of `RULES`.
   of_decoding: the layout of decoding (parallel/decoding_layout.py); None: this one.
+  outside: mesh axes over which arrays are split already, outside of what has this layout
+    (parallel/data_parts.py).
   """
 
   mesh: Mesh
   changes: Rules = ()
   of_decoding: "MeshLayout | None" = None
+  outside: tuple[str, ...] = ()
 
   @property
   def decoding(self) -> "MeshLayout":
@@ -132,11 +135,20 @@ class MeshLayout:
   @functools.cached_property
   def rules(self) -> Mapping[str, tuple[str, ...]]:
     """The mesh axes of each logical axis."""
-    return {**RULES, **dict(self.changes)}
+    rules = {**RULES, **dict(self.changes)}
+    return {
+      name: tuple(axis for axis in axes if axis not in self.outside) for name, axes in rules.items()
+    }
+
+  @functools.cached_property
+  def _devices(self) -> int:
+    """The number of devices that share the work here."""
+    return math.prod(size for axis, size in self.mesh.shape.items() if axis not in self.outside)
 
   def sharding(self, axes: tuple[str | None, ...], shape: Sequence[int]) -> NamedSharding:
     """The sharding of an array of this shape with these logical axes."""
-    return NamedSharding(self.mesh, self._spec(axes, shape))
+    mesh = jax.sharding.get_abstract_mesh() if self.outside else self.mesh
+    return NamedSharding(mesh, self._spec(axes, shape))
 
   def _spec(self, axes: tuple[str | None, ...], shape: Sequence[int]) -> PartitionSpec:
     return spec_of(axes, shape, self.mesh, self.rules)
@@ -153,14 +165,14 @@ class MeshLayout:
 
   def place(self, x: Array, axes: tuple[str | None, ...]) -> Array:
     """Constrains the sharding of `x` by the rules of its axes."""
-    if self.mesh.size == 1:
+    if self._devices == 1:
       return x
     return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape))
 
   def shards(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The number of shards along each axis."""
-    shard_shape = self.sharding(axes, shape).shard_shape(shape)
-    return tuple(size // shard for size, shard in zip(shape, shard_shape, strict=True))
+    parts = ((part,) if isinstance(part, str) else part or () for part in self._spec(axes, shape))
+    return tuple(math.prod(self.mesh.shape[axis] for axis in part) for part in parts)
 
   def ways(self, axis: str) -> int:
     """The number of shards along a logical axis, if it divides the axis's size."""
@@ -198,18 +210,26 @@ class MeshLayout:
     out: (axes, shape) of the result; None: as the first input.
     """
     arrays = [x for x, _ in inputs]
-    if self.mesh.size == 1:
+    if self._devices == 1:
       return function(*arrays)
     specs = tuple(self._spec(axes, x.shape) for x, axes in inputs)
+    return self._map(function, specs, self._spec(*out) if out else specs[0])(*arrays)
+
+  def _map(
+    self,
+    function: Callable[..., Array],
+    in_specs: tuple[PartitionSpec, ...],
+    out_specs: PartitionSpec,
+  ) -> Callable[..., Array]:
     # check_vma is off since Pallas kernels can't declare which results are equal on all devices.
-    mapped = jax.shard_map(
+    return jax.shard_map(
       function,
-      mesh=self.mesh,
-      in_specs=specs,
-      out_specs=self._spec(*out) if out else specs[0],
+      mesh=None if self.outside else self.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      axis_names=set(self.mesh.axis_names) - set(self.outside),
       check_vma=False,
     )
-    return mapped(*arrays)
 
   def gather_shards(self, x: Array, axis: str) -> Array:
     """Within `per_shard`: concatenates the rows of all devices along a logical axis, in order."""
@@ -242,7 +262,7 @@ class MeshLayout:
     tokens: int, from 0 to the table's last row, with the logical axes `axes`.
     Returns [*axes, embed] of `dtype`.
     """
-    if self.mesh.size == 1:
+    if self._devices == 1:
       return table[tokens].astype(dtype)
     column_axes, row_axes = (
       tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1)
@@ -273,14 +293,9 @@ class MeshLayout:
           x = jax.lax.all_to_all(x, mesh_axes, dim, x.ndim - 1, tiled=True)
       return x
 
-    mapped = jax.shard_map(
-      look_up_shard,
-      mesh=self.mesh,
-      in_specs=(PartitionSpec(row_axes or None, column_axes or None), PartitionSpec(*gathered)),
-      out_specs=PartitionSpec(*out, None),
-      check_vma=False,
-    )
-    return mapped(table, tokens)
+    table_spec = PartitionSpec(row_axes or None, column_axes or None)
+    specs = (table_spec, PartitionSpec(*gathered))
+    return self._map(look_up_shard, specs, PartitionSpec(*out, None))(table, tokens)
 
 
 def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:

@@ -51,7 +51,9 @@ def logprobs_unchunked(
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
   """The log-prob of each token, and the entropy (nats) of the distribution it is drawn from."""
   every = jax.nn.log_softmax(token_logits(hidden, matrix, allowed_tokens, temperature, bias))
-  log_probs = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
+  # No gather: XLA's partitioner ends the process on one along a split axis in `data_parts`.
+  is_token = tokens[..., None] == jnp.arange(every.shape[-1])
+  log_probs = jnp.where(is_token, every, 0).sum(axis=-1)
   return log_probs, -(jnp.exp(every) * every).sum(axis=-1)
 
 

@@ -85,7 +85,7 @@ class Critic:
       value=make_value_fn(net.graphdef, microbatches=rl.log_prob_microbatches),
       compute_advantages=gae.make_advantage_fn(section, answer_reward=answer_reward),
       step=make_critic_step(
-        net.graphdef,
+        net.update_graphdef,
         optimizer,
         clip=section.value_clip,
         microbatches=rl.microbatches,
@@ -245,7 +245,10 @@ def make_critic_step(
     }
     parts = train_step.split_microbatches(batch, microbatches)
     of_part = functools.partial(loss, packed_length=packed_length)
-    state, metrics, value, sums = train_step.apply_update(of_part, optimizer, state, parts, frozen)
+    layout = nnx.merge(graphdef, state.params["model"]).layout
+    state, metrics, value, sums = train_step.apply_update(
+      of_part, optimizer, state, parts, frozen, layout
+    )
     means = {name: x / jnp.maximum(sums["mask"], 1) for name, x in sums.items() if name != "mask"}
     unexplained = means.pop("squared_error") - (means["return"] - means["value"]) ** 2
     variance = returns.var(where=mask)

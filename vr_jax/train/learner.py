@@ -83,7 +83,7 @@ class Learner:
       reference_params=start.reference_params,
       critic=critic,
       update=train_step.make_rl_step(
-        graphdef, start.optimizer, allowed_tokens, rl, frozen=context.frozen
+        context.update_graphdef, start.optimizer, allowed_tokens, rl, frozen=context.frozen
       ),
       log_prob_fn=train_step.make_logprob_fn(
         graphdef,

@@ -20,7 +20,7 @@ from vr_jax import errors, optional_sections
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface, registry
 from vr_jax.models.common import lora, weight_mapping
-from vr_jax.parallel import decoding_layout, disjoint_meshes
+from vr_jax.parallel import data_parts, decoding_layout, disjoint_meshes
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import repetition, sampler
 
@@ -188,6 +188,14 @@ class ModelSetup:
   def graphdef(self) -> nnx.GraphDef:
     """The model's static half, for nnx.merge."""
     return nnx.split(nnx.eval_shape(self.random_model))[0]
+
+  @functools.cached_property
+  def update_graphdef(self) -> nnx.GraphDef:
+    """The static half of the model that updates are computed with; see `data_parts`."""
+    layout = data_parts.layout_of_part(self.layout)
+    if layout is self.layout:
+      return self.graphdef
+    return nnx.split(nnx.eval_shape(lambda: self._make_model(layout)))[0]
 
   @functools.cached_property
   def layout(self) -> mesh_lib.MeshLayout:

@@ -66,7 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     state, progress = restored.tree, SftProgress.from_json(restored.loop)
   first = int(state.step)
   step_fn = train_step.make_sft_step(
-    context.graphdef,
+    context.update_graphdef,
     optimizer,
     context.allowed_tokens,
     microbatches=sft.microbatches,

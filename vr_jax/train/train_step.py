@@ -14,8 +14,9 @@ import optax
 
 from vr_jax import records
 from vr_jax.models import interface
+from vr_jax.models import layout as layout_lib
+from vr_jax.parallel import data_parts, same_programs
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.parallel import same_programs
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rl import sampler_mismatch, update
 from vr_jax.rollout import forward
@@ -74,7 +75,8 @@ def make_sft_step(
     batch = {"prompt": prompt, "tokens": tokens, "valid": valid, "weights": weights}
     parts = split_microbatches(batch, microbatches)
     of_part = functools.partial(loss, packed_length=packed_length)
-    state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen)
+    layout = nnx.merge(graphdef, state.params).layout
+    state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen, layout)
     return state, {
       **metrics,
       "loss": value,
@@ -217,7 +219,10 @@ def make_rl_step(
     }
     parts = split_microbatches(batch, config.microbatches)
     of_part = functools.partial(loss, packed_length=packed_length)
-    state, metrics, value, (sums, mismatch) = apply_update(of_part, optimizer, state, parts, frozen)
+    layout = nnx.merge(graphdef, state.params).layout
+    state, metrics, value, (sums, mismatch) = apply_update(
+      of_part, optimizer, state, parts, frozen, layout
+    )
     return state, {
       **metrics,
       "loss": value,
@@ -304,15 +309,23 @@ def apply_update(
   state: train_state_lib.TrainState,
   parts: PyTree,
   frozen: tuple[str, ...],
+  layout: layout_lib.Layout,
 ) -> tuple[train_state_lib.TrainState, Metrics, Array, PyTree]:
   """Makes one update with the gradients of `loss(params, part)`, summed over the micro-batches.
 
+  layout: of the models in the loss; see `data_parts.sum_of_parts`.
+
   Returns (state, metrics of the update, loss, auxiliary sums).
   """
+
+  def gradients_of(params: PyTree, parts: PyTree) -> tuple[Array, PyTree, PyTree]:
+    trained, fixed = params
+    return update.accumulated_gradients(
+      lambda trained, part: loss(train_state_lib.join(trained, fixed), part), trained, parts
+    )
+
   trained, fixed = train_state_lib.split(state.params, frozen)
-  value, sums, gradients = update.accumulated_gradients(
-    lambda trained, part: loss(train_state_lib.join(trained, fixed), part), trained, parts
-  )
+  value, sums, gradients = data_parts.sum_of_parts(gradients_of, (trained, fixed), parts, layout)
   trained, optimizer_state, applied, norm = update.guarded_update(
     optimizer, gradients, state.optimizer_state, trained, value
   )

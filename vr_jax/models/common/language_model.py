@@ -394,8 +394,10 @@ def _last(
   hidden: Float[Array, "rows time embed"], valid: Bool[Array, "rows time"]
 ) -> Float[Array, "rows embed"]:
   """Hidden state at the last valid token of each row, which is padded on the right."""
-  last = jnp.maximum(valid.sum(axis=1) - 1, 0)
-  return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+  last = jnp.maximum(valid.sum(axis=1, keepdims=True) - 1, 0)
+  # No gather: XLA's partitioner ends the process on one along a split axis in `data_parts`.
+  is_last = jnp.arange(hidden.shape[1]) == last
+  return jnp.where(is_last[..., None], hidden, 0).sum(axis=1)
 
 
 def _block(prefix: kv_cache.PrefixKV) -> attention.Block:
