@@ -2,8 +2,7 @@
 
 Left to XLA's partitioner, the gradient of a parameter is summed over `data` where it is made: in
 each layer of each micro-batch. Here a function is called for the rows of each part, and only its
-results are summed. `data` is what crosses slices of TPUs, and processes on CPUs, where each
-exchange has a delay.
+results are summed.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import dataclasses
 import jax
 from jax import flatten_util
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from vr_jax.models import layout as layout_lib
@@ -21,11 +20,22 @@ from vr_jax.parallel import mesh as mesh_lib
 _SMALL = 2**18  # elements
 
 
+def pay(mesh: Mesh) -> bool:
+  """Whether exchanges along `data` are slow: between slices of TPUs, or processes of other devices.
+
+  Within a slice the partitioner's own sums are cheap, and its programs a little better.
+  """
+
+  def place(device: jax.Device) -> int | None:  # pyright: ignore[reportInvalidTypeForm] a C++ class
+    return device.slice_index if device.platform == "tpu" else device.process_index
+
+  along = mesh.devices.reshape(mesh.shape["data"], -1)
+  return len({frozenset(map(place, part)) for part in along}) > 1
+
+
 def layout_of_part(layout: mesh_lib.MeshLayout) -> mesh_lib.MeshLayout:
-  """The layout of a model in the function of `sum_of_parts`; the same if `data` splits nothing."""
+  """The layout of a model in the function of `sum_of_parts`, on a mesh that `data` splits."""
   sizes = layout.mesh.shape
-  if sizes["data"] == 1:
-    return layout
   # Axes of one device are outside, too, if that leaves none: a Pallas kernel is called on its own.
   outside = layout.mesh.axis_names if sizes["data"] == layout.mesh.size else ("data",)
   return dataclasses.replace(layout, of_decoding=None, outside=outside)

@@ -192,9 +192,9 @@ class ModelSetup:
   @functools.cached_property
   def update_graphdef(self) -> nnx.GraphDef:
     """The static half of the model that updates are computed with; see `data_parts`."""
-    layout = data_parts.layout_of_part(self.layout)
-    if layout is self.layout:
+    if not data_parts.pay(self.mesh):
       return self.graphdef
+    layout = data_parts.layout_of_part(self.layout)
     return nnx.split(nnx.eval_shape(lambda: self._make_model(layout)))[0]
 
   @functools.cached_property
