@@ -13,6 +13,7 @@ import pytest
 
 from tests.train import nano
 from vr_jax import errors, records
+from vr_jax.parallel import data_parts
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, sampler
 from vr_jax.train import batching, initialization, train_step
@@ -166,6 +167,23 @@ def _rollout(context, items):
 def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage, run):
   _, expected, expected_metrics = updated((1, 1, 1, 1), stage, run)
   _, actual, metrics = updated(shape, stage, run)
+  assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
+    {k: float(v) for k, v in expected_metrics.items()}, rel=TOLERANCE, abs=1e-6
+  )
+  gradients = nano.largest_difference(_gradients(actual), _gradients(expected))
+  assert gradients.value < TOLERANCE, gradients
+
+
+@pytest.mark.parametrize(
+  ("shape", "stage"), [((8, 1, 1, 1), "sft"), ((2, 2, 2, 1), "rl"), ((2, 1, 2, 2), "sft")]
+)
+def test_a_step_that_exchanges_its_sums_once_is_the_step_on_one_device(
+  data, updated, monkeypatch, shape, stage
+):
+  monkeypatch.setattr(data_parts, "pay", lambda devices: True)
+  _, expected, expected_metrics = updated((1, 1, 1, 1), stage)
+  context, actual, metrics = _updated(data, shape, stage)
+  assert context.update_graphdef != context.graphdef
   assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
     {k: float(v) for k, v in expected_metrics.items()}, rel=TOLERANCE, abs=1e-6
   )

@@ -11,26 +11,27 @@ import dataclasses
 import jax
 from jax import flatten_util
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
+import numpy as np
 
-from vr_jax.models import layout as layout_lib
 from vr_jax.parallel import mesh as mesh_lib
 
 _SMALL = 2**18  # elements
 
 
-def pay(mesh: Mesh) -> bool:
+def pay(devices: np.ndarray) -> bool:
   """Whether exchanges along `data` are slow: between slices of TPUs, or processes of other devices.
 
   Within a slice the partitioner's own sums are cheap, and its programs a little better.
+
+  devices: of a mesh, [data, fsdp, sequence, tensor].
   """
-
-  def place(device: jax.Device) -> int | None:  # pyright: ignore[reportInvalidTypeForm] a C++ class
-    return device.slice_index if device.platform == "tpu" else device.process_index
-
-  along = mesh.devices.reshape(mesh.shape["data"], -1)
-  return len({frozenset(map(place, part)) for part in along}) > 1
+  places = [
+    {d.slice_index if d.platform == "tpu" else d.process_index for d in part.flat}
+    for part in devices
+  ]
+  return any(part != places[0] for part in places)
 
 
 def layout_of_part(layout: mesh_lib.MeshLayout) -> mesh_lib.MeshLayout:
@@ -45,7 +46,7 @@ def sum_of_parts(
   function: Callable[[PyTree, PyTree], PyTree],
   params: PyTree,
   rows: PyTree,
-  layout: layout_lib.Layout,
+  layout: object,
 ) -> PyTree:
   """Sums `function(params, rows of a part)` over the parts of a batch along the mesh axis `data`.
 

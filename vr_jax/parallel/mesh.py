@@ -408,24 +408,6 @@ def _own_share(mesh: Mesh) -> tuple[int, int, frozenset[int]]:
   return own[0], len(runs), runs[own[0]][0]
 
 
-def bucket_size(rows: int, most: int, mesh: Mesh) -> int:
-  """Rounds a number of rows up to a bucket size, so that few programs are compiled.
-
-  Buckets: 0, and the number of data shards of this process times a power of two, at most `most`.
-
-  most: the rows of this process in a whole batch.
-
-  Raises ValueError if there are more rows than that.
-  """
-  if rows > most:
-    raise ValueError(f"{rows} rows, of a batch with {most}")
-  _, num_shares = process_shard(mesh)
-  size = max(1, mesh.shape["data"] * mesh.shape["fsdp"] // num_shares)
-  while size < rows:
-    size *= 2
-  return min(size, most) if rows else 0
-
-
 def check_prefix(length: int, mesh: Mesh) -> None:
   """Raises InputError if prompts of this length can't be sharded along the mesh axis `sequence`."""
   ways = mesh.shape["sequence"]

@@ -277,7 +277,7 @@ class BatchBuilder:
     missing = [row for row, each in enumerate(encoded) if each.features is None]
     vision_inputs = prompt.vision
     if vision_inputs is None:
-      rows = mesh_lib.bucket_size(len(missing), len(encoded), self.mesh)
+      rows = bucket_size(len(missing), len(encoded), self.mesh)
       shown = [encoded[row] for row in [*missing, *missing[:1] * (rows - len(missing))]]
       vision_inputs = processor.stack_frames(shown, sizes)
     return Batch(
@@ -378,3 +378,21 @@ def _curriculum(source: examples.ExampleSource, seed: int) -> Int[np.ndarray, "e
     count=len(source),
   )
   return np.lexsort((keys["random"], keys["seconds"]))
+
+
+def bucket_size(rows: int, most: int, mesh: jax.sharding.Mesh) -> int:
+  """Rounds a number of rows up to a bucket size, so that few programs are compiled.
+
+  Buckets: 0, and the number of data shards of this process times a power of two, at most `most`.
+
+  most: the rows of this process in a whole batch.
+
+  Raises ValueError if there are more rows than that.
+  """
+  if rows > most:
+    raise ValueError(f"{rows} rows, of a batch with {most}")
+  _, num_shares = mesh_lib.process_shard(mesh)
+  size = max(1, mesh.shape["data"] * mesh.shape["fsdp"] // num_shares)
+  while size < rows:
+    size *= 2
+  return min(size, most) if rows else 0

@@ -192,7 +192,7 @@ class ModelSetup:
   @functools.cached_property
   def update_graphdef(self) -> nnx.GraphDef:
     """The static half of the model that updates are computed with; see `data_parts`."""
-    if not data_parts.pay(self.mesh):
+    if not data_parts.pay(self.mesh.devices):
       return self.graphdef
     layout = data_parts.layout_of_part(self.layout)
     return nnx.split(nnx.eval_shape(lambda: self._make_model(layout)))[0]

@@ -136,7 +136,7 @@ def prompt_with_features(
   if not most:
     return featurized(prompt=context.builder.prompt(batch))
   size = len(batch.prompt.tokens)
-  rows = mesh_lib.bucket_size(most, size, mesh)
+  rows = batching.bucket_size(most, size, mesh)
   patches = mesh_lib.put_batch(_pad_rows(batch.vision_inputs, rows), mesh, axes=mesh_lib.VISION)
   made = encoder.features(context.graphdef, params, patches)
   cache.put_later(_entries(batch, made, context.model.vision_shapes))
