@@ -62,6 +62,22 @@ def test_a_part_of_what_was_saved_can_be_read_alone(saved):
   np.testing.assert_array_equal(tree["params"]["a"], _tree(4)["params"]["a"])
 
 
+def test_a_host_sums_bits_as_devices_do():
+  values = jax.random.normal(jax.random.key(0), (3, 8, 6))
+  mesh = jax.make_mesh((4, 2), ("a", "b"))
+  flat = {
+    "float32": values,
+    "bfloat16": values.astype(jnp.bfloat16),
+    "number": jnp.int32(-5),
+    "split": jax.device_put(values, jax.NamedSharding(mesh, jax.P(None, "a"))),
+    "empty": jnp.zeros((0, 3)),
+  }
+  by_devices = {name: int(value) for name, value in checkpoints_lib._bit_sums(flat).items()}
+  assert checkpoints_lib.sum_bits(flat) == by_devices
+  assert checkpoints_lib.sum_bits(jax.device_get(flat)) == by_devices
+  assert len(set(by_devices.values())) == 4  # that of `split` is that of `float32`
+
+
 def test_a_store_that_was_read_can_be_written_again(saved):
   store = _open(saved)
   store.restore(_tree())
