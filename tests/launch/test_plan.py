@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -285,6 +286,16 @@ def test_meshes_of_a_sweep_use_every_device_and_divide_the_model():
 def test_a_released_size_puts_devices_beyond_its_prompts_on_sequence(recipe, size, name, mesh):
   config = nano.recipe(size, f"configs/{recipe}.py")
   assert model_setup.mesh_shape(config, topology.find(name).devices) == mesh
+
+
+def test_every_host_finds_the_same_mesh_where_prompts_are_split(monkeypatch):
+  """Of three hosts with four chips, six chips for a prompt would split the second alone."""
+  config = nano.config(rl__batch_size=2, sft__steps=0, eval__batch_size=12, mesh=(1, -1, -1, 1))
+  config.model.prefix_buckets = (96,)
+  where = topology.find("v5p:2x2x3")
+  for process in range(3):
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    assert model_setup.mesh_shape(config, where.devices) == (1, 1, 12, 1)
 
 
 def test_a_large_model_is_tried_with_its_heads_split():

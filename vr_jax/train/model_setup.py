@@ -102,8 +102,11 @@ def _with_split_groups(
   if config.model.decode_attention == "pallas":
     return None  # it takes whole prompts
   data, fsdp, sequence, tensor = mesh.devices.shape
+  own = mesh.size // len({device.process_index for device in mesh.devices.flat})
   for part in range(2, data * fsdp + 1):
-    if (data * fsdp) % part:
+    shared = sequence * part * tensor  # devices with the same rows
+    # Otherwise some processes would find that their rows are one share, and others not.
+    if (data * fsdp) % part or (shared % own and own % shared):
       continue
     ways = data * fsdp // part
     shape = math.gcd(data, ways), ways // math.gcd(data, ways), sequence * part, tensor
