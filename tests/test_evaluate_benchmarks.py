@@ -141,6 +141,27 @@ def test_a_question_that_fails_does_not_change_the_replies_to_others(run, sets, 
   assert all(some[name] == whole[name] for name in whole.keys() - failed)
 
 
+def test_what_was_sampled_is_kept_when_the_next_batch_fails(run, sets, tmp_path, monkeypatch):
+  flags = [f"--checkpoint={run}", "--before_rl", "--benchmarks=moss_video@recipe"]
+  flags += [f"--benchmark_data={sets}", f"--out={tmp_path}", "--config.eval.batch_size=2"]
+  flags += ["--config.mesh=(1,2,2,2)"]
+  store = reply_store.ReplyStore(directory=tmp_path / "moss_video@recipe")
+  sample = play_items.sample_chunk
+
+  def fails(context, params, protocol, batch, number):
+    if number == 2:
+      raise InputError("no more")
+    return sample(context, params, protocol, batch, number)
+
+  monkeypatch.setattr(play_items, "sample_chunk", fails)
+  assert _eval(*flags) == 2
+  known = store.read()
+  assert len(known) == 4
+  monkeypatch.setattr(play_items, "sample_chunk", sample)
+  assert _eval(*flags) == 0
+  assert len(found := store.read()) == 6 and known.items() <= found.items()
+
+
 def test_videos_that_come_later_do_not_change_the_replies_to_others(run, sets, tmp_path):
   flags = [f"--checkpoint={run}", "--before_rl", "--benchmarks=moss_video@recipe"]
   flags += ["--config.eval.temperature=1.0"]
