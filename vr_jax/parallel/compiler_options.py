@@ -31,7 +31,7 @@ def scoped_vmem(mebibytes: int) -> dict[str, str]:
 
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
-  "v5e": {},
+  "v5e": NO_WINDOWED_EINSUM,
   "v5p": NO_WINDOWED_EINSUM,
   "v6e": NO_WINDOWED_EINSUM,
   # With it libtpu 0.0.42.1 ends the process while it compiles an update (docs/pods.md).
