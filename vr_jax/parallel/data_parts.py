@@ -27,8 +27,9 @@ def pay(devices: np.ndarray) -> bool:
 
   devices: of a mesh, [data, fsdp, sequence, tensor].
   """
+  # Devices of a single slice that is not attached have no number of it.
   places = [
-    {d.slice_index if d.platform == "tpu" else d.process_index for d in part.flat}
+    {getattr(d, "slice_index", 0) if d.platform == "tpu" else d.process_index for d in part.flat}
     for part in devices
   ]
   return any(part != places[0] for part in places)
