@@ -101,6 +101,10 @@ def test_no_workdir_is_one_line(tmp_path, capsys):
     ({0: {"activity": "reading the next batch"}}, [0]),
     ({0: {"activity": "a"}, 1: {"activity": "b"}}, []),  # nobody can tell
     ({1: {"time": NOW - 100}, 3: {"done": 11}}, [1]),
+    # All are at the same step, and three wait for what the other one is to send.
+    ({0: {"waiting": True}, 1: {"waiting": True}, 3: {"waiting": True}}, [2]),
+    ({index: {"waiting": True} for index in range(4)}, []),
+    ({0: {"waiting": True}, 3: {"done": 11}}, [3]),
   ],
 )
 def test_the_process_that_the_others_wait_for_is_found(changes, late):
@@ -167,7 +171,6 @@ def steps(config, workdir, mode):
     with console.doing("reading the next batch"):
       if not first:
         never_reads()
-      tick(4)
       processes.all_max(4)
 
 main._run_stages = steps

@@ -25,6 +25,7 @@ class ProcessState:
   error: the line that it ended with.
   programs: how many compiled programs were in its cache, and how many were not.
   namespace: what the pid belongs to: a machine, or a container.
+  waiting: whether it waits for the other processes, to exchange something.
   """
 
   host: str
@@ -40,6 +41,7 @@ class ProcessState:
   error: str = ""
   namespace: str = ""
   programs: str = ""
+  waiting: bool = False
 
   @property
   def place(self) -> str:
@@ -66,7 +68,7 @@ def read_all(workdir: Path) -> list[ProcessState]:
 
 
 def find_late(states: Sequence[ProcessState], now: float) -> list[ProcessState]:
-  """The processes that the others wait for: those that are silent, else those behind in a task.
+  """The processes that the others wait for: silent ones, those behind, those that don't wait.
 
   None if all are at the same place: then they wait for each other.
   """
@@ -81,6 +83,9 @@ def find_late(states: Sequence[ProcessState], now: float) -> list[ProcessState]:
   behind = [each for each in running if each.done < furthest]
   if behind:
     return behind
+  busy = [each for each in running if not each.waiting]
+  if len(busy) < len(running) and busy:
+    return busy
   activities = [each.activity for each in running]
   common = max(set(activities), key=activities.count, default="")
   alone = [each for each in running if each.activity != common]

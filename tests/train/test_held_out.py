@@ -129,13 +129,13 @@ def context(data):
 def _offer(context, workdir, values, *, first_step=1, better=1):
   """Offers parameters that are the step's number everywhere; returns which step is kept."""
   made = held_out.BestCheckpoint(_as_context(context, better), workdir, first_step=first_step)
-  for step, value in enumerate(values, first_step):
-    params = jax.tree.map(
-      lambda x, step=step: np.full(x.shape, step, x.dtype), context.abstract_params
-    )
-    made.offer(step, params, {"eval/accuracy": value})
-  made.wait()
-  made.close()
+  with made.closing():
+    for step, value in enumerate(values, first_step):
+      params = jax.tree.map(
+        lambda x, step=step: np.full(x.shape, step, x.dtype), context.abstract_params
+      )
+      made.offer(step, params, {"eval/accuracy": value})
+    made.wait()
   store = initialization.open_checkpoints(context, held_out.directory_of(workdir))
   found = store.latest()
   store.close()
@@ -178,9 +178,9 @@ def test_where_the_metric_declares_it_lower_is_better(context, tmp_path):
 
 def test_a_metric_that_no_evaluation_has_is_named(context, tmp_path):
   best = held_out.BestCheckpoint(context, tmp_path, first_step=1)
-  with pytest.raises(errors.InputError, match=r"best_metric='accuracy'.*which are luck"):
+  match = r"best_metric='accuracy'.*which are luck"
+  with pytest.raises(errors.InputError, match=match), best.closing():
     best.offer(1, {}, {"eval/luck": 0.5})
-  best.close()
 
 
 def test_evaluations_need_a_split_to_evaluate_on():

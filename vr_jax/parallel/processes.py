@@ -25,6 +25,7 @@ _exchanges = itertools.count()
 _handed_over: collections.Counter[tuple[int, ...]] = collections.Counter()
 _KEPT = 8  # texts that were handed over; whoever reads them is never so far behind
 _waited, _lock = 0.0, threading.Lock()  # seconds, on any thread
+_waiters = 0  # threads that wait now
 _exchanging: Mesh | None = None  # the devices of all_gather; None: all
 
 
@@ -219,11 +220,16 @@ def all_gather(numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "processe
 @contextlib.contextmanager
 def _waiting() -> Iterator[None]:
   """Counts the time within as spent waiting for other processes."""
-  global _waited
+  global _waited, _waiters
   begun = time.monotonic()
-  yield
   with _lock:
-    _waited += time.monotonic() - begun
+    _waiters += 1
+  try:
+    yield
+  finally:
+    with _lock:
+      _waiters -= 1
+      _waited += time.monotonic() - begun
 
 
 @contextlib.contextmanager
@@ -253,6 +259,11 @@ def _gather_on(mesh: Mesh, numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarra
 @functools.cache
 def _replicate(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def is_waiting() -> bool:
+  """Whether a thread of this process waits for the others now, to exchange something."""
+  return _waiters > 0
 
 
 def seconds_waited() -> float:

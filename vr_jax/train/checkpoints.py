@@ -20,6 +20,7 @@ import logging
 from pathlib import Path
 import re
 import shutil
+import threading
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ _GO_BACK = "delete it to go back to the one before"
 # Seconds; a week. Orbax measures them with a clock that may be set, and a bucket may be slow. What
 # hangs, the watch ends (health.py).
 _LONGEST_WRITE = 604_800
+# Seconds in which processes that end with an error can complete a checkpoint together.
+PATIENCE = 30.0
 _ASIDE = ".damaged"  # suffix of a checkpoint that was set aside
 _MOVING = "is not whole: its run gives it its name, or does when it is started again"
 # What Orbax raises.
@@ -172,6 +175,29 @@ class Checkpoints:
         self._manager.close()
       finally:
         self._checksums.close()
+
+  @contextlib.contextmanager
+  def closing(self) -> Iterator[None]:
+    """Closes them after the block.
+
+    If the block fails in one of several processes, it does not wait long: a checkpoint that is not
+    complete needs the others, which may wait for this one and its next step.
+    """
+    try:
+      yield
+    except BaseException:
+      if jax.process_count() == 1:
+        self.close()
+      else:
+        thread = threading.Thread(target=self._close_quietly, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+      raise
+    self.close()
+
+  def _close_quietly(self) -> None:
+    with contextlib.suppress(Exception):  # the error of the block is the first one
+      self.close()
 
   def set_damaged_aside(self) -> None:
     """Renames the last checkpoints whose files are damaged, so that the one before is the last.

@@ -166,6 +166,7 @@ class _HealthWatch:
       error=error,
       namespace=lease.namespace(),
       programs=compilations.summary(),
+      waiting=processes.is_waiting(),
     )
 
   def _end(self, seconds: float) -> None:

@@ -9,6 +9,7 @@ its own, and the environment's counters are read and reset after it.
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -165,9 +166,16 @@ class BestCheckpoint:
     """Waits until it is written. Call it before saving a checkpoint of the same step."""
     self._store.wait()
 
-  def close(self) -> None:
-    """Waits, and prints which step is the best."""
-    self._store.close()
+  @contextlib.contextmanager
+  def closing(self) -> Iterator[None]:
+    """Closes it after the block, as its checkpoints are, and prints which step is the best."""
+    try:
+      with self._store.closing():
+        yield
+    finally:
+      self._print_best()
+
+  def _print_best(self) -> None:
     if record := self._record:
       console.print_line(
         f"rl: the best {record['metric']} on the {record['split']} split is {record['value']:.4g}, "

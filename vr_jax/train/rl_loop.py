@@ -93,11 +93,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   rollouts = rollout_log.RolloutLog(context, workdir, log, first_step=first_step)
   best = held_out.BestCheckpoint(context, workdir, first_step=first_step) if rl.eval_every else None
   with (
-    contextlib.closing(store),
+    store.closing(),
     contextlib.closing(copies),
     contextlib.closing(log),
     contextlib.closing(rollouts),
-    contextlib.closing(best) if best else contextlib.nullcontext(),
+    best.closing() if best else contextlib.nullcontext(),
     vision_features.open_cache(context, learner.params, workdir) as cache,
     contextlib.closing(context.environment),
     preemption.stops_between_steps(),

@@ -77,7 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1, config=config)
   layout = mesh_lib.MeshLayout(context.mesh)
   with (
-    contextlib.closing(store),
+    store.closing(),
     contextlib.closing(copies),
     contextlib.closing(log),
     preemption.stops_between_steps(),
