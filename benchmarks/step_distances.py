@@ -29,7 +29,6 @@ import numpy as np
 from scipy import stats
 
 from vr_jax import errors, recipe_config
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import claim_distance, process, step_distance
 from vr_jax.train import data_stage, initialization, model_setup, run_context
 from vr_jax.train import step_embedder as step_embedder_lib
@@ -240,7 +239,7 @@ def _embedder(
   processor = run_context.make_processor(config, Path(), trained)
   net = model_setup.ModelSetup(
     config=config,
-    mesh=mesh_lib.make_mesh(config.mesh),
+    mesh=model_setup.make_mesh(config),
     model=processor.config,
     allowed_tokens=jnp.ones(processor.config.vocab_size, bool),
     stop_tokens=processor.stop_tokens,

@@ -134,10 +134,11 @@ def _check_mesh(job: job_lib.TrainingJob, slice_: slices.NamedSlice, where: Wher
     )
   data = sizes[0] if sizes[0] != -1 else slice_.devices // product
   if data % slice_.count:
+    advised = (slice_.count, *(sizes[1:] if -1 in sizes[1:] else (-1, 1, 1)))
     raise errors.InputError(
       f"{where('overrides.mesh' if text else 'slice')}: config.mesh={tuple(sizes)}: data={data} "
       f"can't be split over the {slice_.count} slices of {job.slice}; data has to be a multiple of "
-      f'{slice_.count}, as in --config.mesh="({slice_.count},-1,1,1)"'
+      f'{slice_.count}, as in --config.mesh="({",".join(map(str, advised))})"'
     )
 
 

@@ -188,11 +188,12 @@ def _ask_policy(
   """Asks what has no reply yet; the policy is loaded once."""
   # As in main.run: a mistyped flag should not wait until JAX has been imported.
   from vr_jax.parallel import mesh as mesh_lib
-  from vr_jax.train import compilations, config_checks, console, run_context
+  from vr_jax.train import compilations, config_checks, console, model_setup, run_context
 
-  config, workdir = arguments.config, arguments.workdir or Path()
-  assert config is not None
+  assert arguments.config is not None
+  config, workdir = arguments.config.copy_and_resolve_references(), arguments.workdir or Path()
   config_checks.check(config)
+  config.mesh = model_setup.mesh_shape(config, stages=("eval",))
   context = run_context.make_run_context(config, workdir, judged=False, read=False)
   mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
   cache = compilations.use_cache(workdir)

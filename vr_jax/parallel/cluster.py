@@ -87,6 +87,8 @@ def _look_for_end(cluster: cluster_flags.Cluster, joined: threading.Event) -> No
       said = errors.printable(path.read_text(encoding="utf-8", errors="replace").strip())
     except OSError:
       continue  # it is not there
+    if not said:
+      continue  # it is being written
     if not joined.is_set():
       _end(cluster, f"the job has stopped ({said})", "start it again on all hosts")
 

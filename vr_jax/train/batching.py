@@ -51,7 +51,7 @@ class Batch:
 
   sizes: the buckets.
   missing: rows without features; without a cache all rows.
-  vision_inputs: input of the vision tower for the missing rows, padded to `mesh.bucket_size` rows.
+  vision_inputs: input of the vision tower for the missing rows, padded to `bucket_size` rows.
   """
 
   items: list[BatchItem]

@@ -181,10 +181,14 @@ class Checkpoints:
     """Closes them after the block.
 
     If the block fails in one of several processes, it does not wait long: a checkpoint that is not
-    complete needs the others, which may wait for this one and its next step.
+    complete needs the others, which may wait for this one and its next step. What ends all
+    processes together leaves them the time that they need.
     """
     try:
       yield
+    except (errors.Preempted, errors.Diverged):
+      self.close()
+      raise
     except BaseException:
       if jax.process_count() == 1:
         self.close()

@@ -59,7 +59,7 @@ def problems(config: ml_collections.ConfigDict) -> Problems:
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     yield errors.InputError(
       f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), "
-      "at most one -1"
+      "at most one -1, or both fsdp and sequence"
     )
 
 

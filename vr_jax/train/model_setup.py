@@ -24,10 +24,14 @@ from vr_jax.parallel import data_parts, decoding_layout, disjoint_meshes
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import repetition, sampler
 
+STAGES = ("sft", "rl", "eval")  # those that have a batch size
+
 
 def mesh_shape(
   config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+  *,
+  stages: Sequence[str] = STAGES,
 ) -> tuple[int, ...]:
   """The mesh (data, fsdp, sequence, tensor) of config.mesh, which may leave two sizes open.
 
@@ -35,19 +39,22 @@ def mesh_shape(
   takes to divide the batches of all stages, and fsdp takes the rest. Other shapes stay.
 
   devices: None: those of this run, or of one half of them with rl.disjoint_meshes.
+  stages: those whose batches have to divide.
 
   Raises InputError as `make_mesh` of parallel/mesh.py does where both are -1.
   """
   data, fsdp, sequence, tensor = shape = tuple(config.mesh)
   if (fsdp, sequence) != (-1, -1):
     return shape
+  if -1 in (data, tensor):
+    raise errors.InputError(f"config.mesh={shape}: at most one -1, or both fsdp and sequence")
   whole = data, -1, 1, tensor
   mesh = (
     disjoint_meshes.training_mesh(whole, disjoint=config.rl.disjoint_meshes)
     if devices is None
     else mesh_lib.make_mesh(whole, devices)
   )
-  split = None if _divides(config, mesh) else _with_split_groups(config, mesh)
+  split = None if _divides(config, mesh, stages) else _with_split_groups(config, mesh, stages)
   return split or mesh.devices.shape
 
 
@@ -78,7 +85,7 @@ def check_batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, stag
   try:
     _check_batch(config, mesh, stage)
   except errors.InputError as error:
-    shape = _with_split_groups(config, mesh)
+    shape = _with_split_groups(config, mesh, STAGES)
     if shape is None:
       raise
     raise errors.InputError(
@@ -96,7 +103,7 @@ def _check_batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, sta
 
 
 def _with_split_groups(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, stages: Sequence[str]
 ) -> tuple[int, ...] | None:
   """The mesh of the same devices whose batches divide, with as little on sequence as that needs."""
   if config.model.decode_attention == "pallas":
@@ -117,15 +124,17 @@ def _with_split_groups(
         mesh_lib.check_prefix(length, changed)
     except errors.InputError:
       continue
-    if _divides(config, changed):
+    if _divides(config, changed, stages):
       return shape
   return None
 
 
-def _divides(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
-  """Whether the batches of all stages can be split over microbatches and mesh."""
+def _divides(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, stages: Sequence[str]
+) -> bool:
+  """Whether the batches of these stages can be split over microbatches and mesh."""
   with contextlib.suppress(errors.InputError):
-    for stage in ("sft", "rl", "eval"):
+    for stage in stages:
       if config[stage].get("steps", 1):
         _check_batch(config, mesh, stage)
     return True

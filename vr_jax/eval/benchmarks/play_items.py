@@ -23,7 +23,7 @@ from vr_jax.train import batching, experience, run_context, vision_features
 
 # Prompts of benchmarks are longer and shorter than those that a recipe's programs are compiled for.
 _LENGTHS = tuple(size for power in range(9, 18) for size in (1 << power, 3 << (power - 1)))
-_FRAMES = (16, 64, 128, 384)  # temporal patches
+_FRAMES = (16, 64, 128, 256, 384)  # temporal patches
 _PATCHES = (1024, 2048, 4096, 8192)  # of a frame
 
 
