@@ -219,16 +219,21 @@ def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
   # A shell's background jobs ignore Ctrl-C.
   yield "trap 'kill -KILL $(jobs -p) 2>/dev/null || true' EXIT"
   yield f"mkdir -p {logs}"
-  yield f"for restarts in $(seq 0 {job.restarts}); do"
+  yield f"for restarts in $(seq 0 {job.restarts}); do pids=()"
   yield f"address=localhost:$({shlex.join((sys.executable, '-c', _FREE_PORT))})"
   for index in range(options.processes):
     words = shlex.join((*_WORKER, *flags, *_place("ADDRESS", options.processes, index)))
     log = f"{logs}/process-{index}.log"
     output = f">>{log} 2>&1" if index else f"> >(tee -a {log}) 2>&1"
-    yield " ".join([*settings, words.replace("ADDRESS", '"$address"', 1), output, "&"])
-  # The first one that fails ends the others.
-  each = f"for process in $(seq {options.processes})"
-  yield f"code=0; {each}; do wait -n || {{ code=$?; break; }}; done"
+    place = words.replace("ADDRESS", '"$address"', 1)
+    yield " ".join([*settings, place, output, "&", "pids+=($!)"])
+  # The first one that fails ends the others. `wait -n` forgets those that ended before it began.
+  yield 'code=0; running="${pids[*]}"; while [ "$running" ] && [ $code = 0 ]; do left=; sleep 0.2'
+  yield "  for pid in $running; do"
+  yield '    if kill -0 "$pid" 2>/dev/null; then left="$left $pid"'
+  yield '    elif [ $code = 0 ]; then wait "$pid" || code=$?; fi'
+  yield "  done; running=$left"
+  yield "done"
   yield "kill -KILL $(jobs -p) 2>/dev/null || true; wait || true"
   final = "|".join(map(str, (0, *jobset.FINAL_CODES, _INTERRUPTED)))
   yield f"case $code in {final}) exit $code ;; esac"
