@@ -10,9 +10,9 @@ from launch import job as job_lib
 from launch import slices
 from vr_jax import errors, recipe_config
 from vr_jax import main as vr_jax
+from vr_jax.parallel import cluster_flags
 
 PROVISIONING = ("on_demand", "spot", "reserved", "flex_start")
-LOG_FORMATS = ("text", "json")
 # A node pool of GKE has at most 40 characters, and its number behind the name.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,33}[a-z0-9])?")
 _ZONE = re.compile(r"[a-z]+(-[a-z]+)+\d+-[a-z0-9]+")
@@ -69,8 +69,8 @@ def _problems(job: job_lib.TrainingJob) -> Iterator[tuple[str, str]]:
     "coordinator_port",
     _range(job.coordinator_port, 1024, 65535) if job.coordinator_port else "",
   )
-  known = job.log_format in ("", *LOG_FORMATS)
-  yield "log_format", "" if known else _one_of(job.log_format, LOG_FORMATS)
+  known = job.log_format in ("", *cluster_flags.LOG_FORMATS)
+  yield "log_format", "" if known else _one_of(job.log_format, cluster_flags.LOG_FORMATS)
   twice = [name for name in job_lib.PATH_FIELDS.values() if name in job.overrides]
   set_twice = [name for name in twice if getattr(job.paths, name.rpartition(".")[2])]
   yield "paths", f"sets config.{set_twice[0]}, as the overrides do" if set_twice else ""

@@ -23,6 +23,7 @@ import time
 from launch import commands, slices, steps
 from launch import job as job_lib
 from vr_jax import errors
+from vr_jax.parallel import cluster_flags
 
 _SCRIPT = Path(__file__).with_name("tpu_vm_worker.sh")
 _GCLOUD = ("gcloud", "compute", "tpus")
@@ -170,7 +171,7 @@ def _start(call: commands.Call) -> None:
 def worker_settings(job: job_lib.TrainingJob, hosts: int) -> str:
   """What stands before launch/tpu_vm_worker.sh in the script of every host, of so many."""
   stopped = f"{job.on_host(job.run_directory)}.stopped"
-  variables = {**job.environment, "VR_JAX_STOPPED": stopped}
+  variables = {**job.environment, cluster_flags.STOPPED: stopped}
   settings = {
     "NAME": job.name,
     "PROJECT": job.project,

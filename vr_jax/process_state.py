@@ -70,7 +70,7 @@ def read_all(workdir: Path) -> list[ProcessState]:
 def find_late(states: Sequence[ProcessState], now: float) -> list[ProcessState]:
   """The processes that the others wait for: silent ones, those behind, those that don't wait.
 
-  None if all are at the same place: then they wait for each other.
+  None if none of them differs from the others so: then they wait for each other.
   """
   running = [each for each in states if each.state == "running"]
   silent = [each for each in running if now - each.time > SILENT]

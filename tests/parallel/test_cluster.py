@@ -92,7 +92,7 @@ def test_a_process_that_waits_leaves_once_another_host_has_ended_for_good(tmp_pa
   with socket.socket() as coordinator:  # it listens and never answers
     coordinator.bind(("localhost", port))
     coordinator.listen()
-    process = start(port, *words, **{cluster.STOPPED: str(stopped)})
+    process = start(port, *words, **{cluster_flags.STOPPED: str(stopped)})
     coordinator.settimeout(30)
     coordinator.accept()
     assert process.poll() is None

@@ -66,10 +66,13 @@ def extract(
   quality: int,
   max_side: int,
   limits: DecodeLimits,
+  folder: image_folder.FolderFrames | None = None,
   kept_pixels: int | None = None,
   most_frames: int | None = None,
 ) -> video_file.ExtractedVideo:
   """Reads one file; the arguments are those of `extract_all`.
+
+  folder: the frames of a path that is a folder of pictures.
 
   Raises:
     InputError: the file is bad, or breaks a limit.
@@ -80,6 +83,7 @@ def extract(
     quality=quality,
     max_side=max_side,
     limits=limits,
+    folders={} if folder is None else {path: folder},
     kept_pixels=kept_pixels,
     most_frames=most_frames,
   )
@@ -98,15 +102,14 @@ def extract_all(
   folders: Mapping[Path, image_folder.FolderFrames] = types.MappingProxyType({}),
   kept_pixels: int | None = None,
   most_frames: int | None = None,
-  at: Sequence[float] | None = None,
 ) -> Generator[_Result, None, None]:
   """Yields what `video_file.extract` or `picture_file.extract` gives for each file, in their order.
 
   For a file that is bad, or breaks a limit, yields the error that says so. The workers end when
   the iterator is closed.
 
-  fps, quality, max_side, kept_pixels, most_frames, at: see `video_file.extract`; a folder may have
-    any number of frames.
+  fps, quality, max_side, kept_pixels, most_frames: see `video_file.extract`; a folder may have any
+    number of frames.
   folders: the frames of the paths that are folders of pictures.
 
   Raises:
@@ -119,7 +122,6 @@ def extract_all(
     "max_pixels": round(limits.megapixels * 1e6),
     "kept_pixels": kept_pixels,
     "most_frames": most_frames,
-    "at": at,
   }
   size = sum(map(_bytes, paths))
   most = min(limits.processes or min(_cores(), 16), len(paths))

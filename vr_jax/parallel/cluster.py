@@ -14,9 +14,7 @@ from vr_jax import errors
 from vr_jax.parallel import absent_tpu, asked_backend, cluster_flags, preemption
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-# Of the environment: a file that is there once another host has ended for good, and says why.
-STOPPED = "VR_JAX_STOPPED"
-LOOK = 5.0  # seconds between two looks for it, in a bucket mostly
+LOOK = 5.0  # seconds between two looks for the file that STOPPED names, in a bucket mostly
 _HINT = (
   "run the command on all hosts, each with another --process_id where that is given, and let the "
   "firewall pass that port (--coordinator_address chooses another)"
@@ -79,7 +77,7 @@ def _give_up(cluster: cluster_flags.Cluster) -> None:
 
 def _look_for_end(cluster: cluster_flags.Cluster, joined: threading.Event) -> None:
   """Ends this process as soon as another host has ended for good: it would wait in vain."""
-  path = Path(os.environ.get(STOPPED, ""))
+  path = Path(os.environ.get(cluster_flags.STOPPED, ""))
   if not path.name:
     return
   while not joined.wait(LOOK):

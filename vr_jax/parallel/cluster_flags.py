@@ -20,6 +20,9 @@ from absl import flags
 from vr_jax import errors
 
 PLACE = ("coordinator_address", "num_processes", "process_id")
+LOG_FORMATS = ("text", "json")
+# Of the environment: a file that is there once another host has ended for good, and says why.
+STOPPED = "VR_JAX_STOPPED"
 TIMEOUT = 1800  # seconds; a large slice takes longer than JAX's 300 to start again
 
 
@@ -98,7 +101,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_enum(
     "log_format",
     "text",
-    ("text", "json"),
+    LOG_FORMATS,
     "json: each line is an object with time, severity, process, host and stage.",
     flag_values=values,
   )

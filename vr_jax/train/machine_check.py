@@ -10,7 +10,6 @@ import ml_collections
 
 from vr_jax import durations, errors
 from vr_jax.models.common import prompts
-from vr_jax.parallel import disjoint_meshes
 from vr_jax.train import config_checks, estimates, model_setup, step_shapes
 
 
@@ -22,15 +21,14 @@ def problems(
   Adds estimates to `lines`, and to the bytes of disk that are `taken`.
   """
   try:
-    shape = model_setup.mesh_shape(config)
-    mesh = disjoint_meshes.training_mesh(shape, disjoint=config.rl.disjoint_meshes)
+    mesh = model_setup.make_mesh(config)
   except errors.InputError as error:
     yield str(error)
     return
-  if shape != tuple(config.mesh):
+  if tuple(config.mesh)[1:3] == (-1, -1):
     lines.append(
-      f"mesh: {' x '.join(map(str, shape))} (data x fsdp x sequence x tensor), as config.mesh "
-      "leaves fsdp and sequence open"
+      f"mesh: {' x '.join(map(str, mesh.devices.shape))} (data x fsdp x sequence x tensor), "
+      "as config.mesh leaves fsdp and sequence open"
     )
   sections = [name for name in ("sft", "rl") if config[name].steps]
   for name in (*sections, "eval"):

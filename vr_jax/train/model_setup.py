@@ -48,12 +48,7 @@ def mesh_shape(
     return shape
   if -1 in (data, tensor):
     raise errors.InputError(f"config.mesh={shape}: at most one -1, or both fsdp and sequence")
-  whole = data, -1, 1, tensor
-  mesh = (
-    disjoint_meshes.training_mesh(whole, disjoint=config.rl.disjoint_meshes)
-    if devices is None
-    else mesh_lib.make_mesh(whole, devices)
-  )
+  mesh = _mesh(config, (data, -1, 1, tensor), devices)
   split = None if _divides(config, mesh, stages) else _with_split_groups(config, mesh, stages)
   return split or mesh.devices.shape
 
@@ -62,8 +57,18 @@ def make_mesh(
   config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> jax.sharding.Mesh:
-  """The mesh of config.mesh, by default of this run's devices. Raises as parallel/mesh.py does."""
-  return mesh_lib.make_mesh(mesh_shape(config, devices), devices)
+  """The mesh of config.mesh. devices: as in `mesh_shape`. Raises as parallel/mesh.py does."""
+  return _mesh(config, mesh_shape(config, devices), devices)
+
+
+def _mesh(
+  config: ml_collections.ConfigDict,
+  shape: tuple[int, ...],
+  devices: Sequence[jax.Device] | None,  # pyright: ignore[reportInvalidTypeForm]
+) -> jax.sharding.Mesh:
+  if devices is None:
+    return disjoint_meshes.training_mesh(shape, disjoint=config.rl.disjoint_meshes)
+  return mesh_lib.make_mesh(shape, devices)
 
 
 def clamp_microbatches(

@@ -18,7 +18,7 @@ from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
-from vr_jax.parallel import compiler_options, cpu_memory, disjoint_meshes
+from vr_jax.parallel import compiler_options, cpu_memory
 from vr_jax.rewards import judge as judge_lib
 from vr_jax.train import (
   batching,
@@ -105,8 +105,7 @@ def make_run_context(
   allowed_tokens = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
   allowed_tokens[list(processor.media_tokens)] = False
   configure_compiler(config)
-  shape = model_setup.mesh_shape(config)
-  mesh = disjoint_meshes.training_mesh(shape, disjoint=config.rl.disjoint_meshes)
+  mesh = model_setup.make_mesh(config)
   needs = registry.environment_class(config.recipe).needs
   services: dict[str, Any] = {"box_scale": processor.box_scale}
   if "judge" in needs and judged:

@@ -68,7 +68,9 @@ class FrameCache:
     how = {"fps": fps, "quality": quality, "max_side": max_side}
     directory = self._directory(path, name, frame_rate, how)
     if not (directory / _LAST).is_file():
-      _write(directory, name, self._extract(path, frame_rate, how), fps)
+      folder = _folder(path, frame_rate)
+      video = guarded_reader.extract(path, limits=self.limits, folder=folder, **how)
+      _write(directory, name, video, fps)
     return _open(directory)
 
   def open_chosen(
@@ -101,7 +103,7 @@ class FrameCache:
         shown = frame_choice.shown_part(clip, duration, where=name)
         return frame_choice.choose_times(choice, duration, shown).tolist()
 
-      folder = _folder(path, frame_rate) if frame_rate else None
+      folder = _folder(path, frame_rate)
       video = guarded_reader.extract_chosen(
         path, choose=choose, limits=self.limits, folder=folder, **how
       )
@@ -113,15 +115,6 @@ class FrameCache:
     if not path.exists():
       raise InputError(f"{path}: no such {'folder' if frame_rate else 'file'}")
     return path
-
-  def _extract(
-    self, path: Path, frame_rate: float | None, how: dict[str, Any]
-  ) -> video_file.ExtractedVideo:
-    folders = {path: _folder(path, frame_rate)} if frame_rate else {}
-    (extracted,) = guarded_reader.extract_all([path], limits=self.limits, folders=folders, **how)
-    if isinstance(extracted, InputError):
-      raise extracted
-    return extracted
 
   def _directory(
     self, path: Path, name: str, frame_rate: float | None, how: dict[str, Any]
@@ -161,7 +154,10 @@ def _open(directory: Path) -> frame_store.FrameStore:
   return frame_store.FrameStore(directory)
 
 
-def _folder(path: Path, frame_rate: float) -> image_folder.FolderFrames:
+def _folder(path: Path, frame_rate: float | None) -> image_folder.FolderFrames | None:
+  """The frames of a folder of pictures; None of a file, which has no frame rate of its own."""
+  if not frame_rate:
+    return None
   names = [each.name for each in path.iterdir() if picture_file.is_picture(each.name)]
   if not names:
     raise InputError(f"{path}: holds no pictures")
