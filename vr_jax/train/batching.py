@@ -273,6 +273,7 @@ class BatchBuilder:
       frame_buckets=model.frame_buckets,
       patch_buckets=play.prompt_patch_buckets(self.config),
     )
+    sizes = dataclasses.replace(sizes, frames=mesh_lib.shared_frames(sizes.frames, self.mesh))
     prompt = processor.pad(encoded, sizes)
     missing = [row for row, each in enumerate(encoded) if each.features is None]
     vision_inputs = prompt.vision

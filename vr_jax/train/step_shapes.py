@@ -17,6 +17,7 @@ from vr_jax import errors, optional_sections, records
 from vr_jax.data import sampling
 from vr_jax.envs import registry
 from vr_jax.models import interface
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import play
 from vr_jax.train import paths
 
@@ -68,20 +69,29 @@ class StepShapes:
   later: LaterTurns | None = None
 
 
-def make_step_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
+def make_step_shapes(
+  config: ml_collections.ConfigDict,
+  model: interface.ModelConfig,
+  mesh: jax.sharding.Mesh | None = None,
+) -> StepShapes:
   """The sizes of a step of full clips, or of full episodes where the config has several turns.
 
   One turn: the smallest buckets with room for a clip whose frames have the largest size allowed;
   the prompt's has room for `TEXT_TOKENS` besides the video, or else is the largest.
   Several turns: the largest buckets, but a turn's frames are an even share of those of all later
   turns.
+
+  mesh: None: one device.
   Raises InputError if there is one turn and the buckets are too small for a clip.
   """
-  return (
+  shapes = (
     _episode_shapes(config)
     if optional_sections.takes_turns(config)
     else _clip_shapes(config, model)
   )
+  if mesh is None:
+    return shapes
+  return dataclasses.replace(shapes, frames=mesh_lib.shared_frames(shapes.frames, mesh))
 
 
 def frame_pixels(section: ml_collections.ConfigDict, images: int) -> int:
