@@ -408,15 +408,6 @@ def _own_share(mesh: Mesh) -> tuple[int, int, frozenset[int]]:
   return own[0], len(runs), runs[own[0]][0]
 
 
-def shared_frames(frames: int, mesh: Mesh) -> int:
-  """A size for the temporal patches of a prompt that the devices along `sequence` share evenly.
-
-  Of any other size, each of them would encode all. Fewer than devices stay as they are.
-  """
-  ways = mesh.shape["sequence"]
-  return frames if frames < ways else -(-frames // ways) * ways
-
-
 def check_prefix(length: int, mesh: Mesh) -> None:
   """Raises InputError if prompts of this length can't be sharded along the mesh axis `sequence`."""
   ways = mesh.shape["sequence"]

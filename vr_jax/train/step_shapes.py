@@ -17,7 +17,6 @@ from vr_jax import errors, optional_sections, records
 from vr_jax.data import sampling
 from vr_jax.envs import registry
 from vr_jax.models import interface
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import play
 from vr_jax.train import paths
 
@@ -91,7 +90,16 @@ def make_step_shapes(
   )
   if mesh is None:
     return shapes
-  return dataclasses.replace(shapes, frames=mesh_lib.shared_frames(shapes.frames, mesh))
+  return dataclasses.replace(shapes, frames=shared_frames(shapes.frames, mesh))
+
+
+def shared_frames(frames: int, mesh: jax.sharding.Mesh) -> int:
+  """A size for the temporal patches of a prompt that the devices along `sequence` share evenly.
+
+  Of any other size, each of them would encode all. Fewer than devices stay as they are.
+  """
+  ways = mesh.shape["sequence"]
+  return frames if frames < ways else -(-frames // ways) * ways
 
 
 def frame_pixels(section: ml_collections.ConfigDict, images: int) -> int:
