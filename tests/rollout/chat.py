@@ -132,7 +132,7 @@ class Chat:
       return None
     parts = (_words(rng), *(_picture(rng) for _ in range(rng.integers(0, 3))), _words(rng))
     turn = conversation.Message(role="user", parts=parts)
-    name = f"episode {row}.{group_index}"
+    name = f"episode {row}.{group_index}, turn {len(replies) + 1}"
     return PROCESSOR.continue_conversation([turn], after=replies[-1], name=name)
 
   def pad(self, encoded, sizes):

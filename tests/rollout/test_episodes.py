@@ -37,6 +37,7 @@ def _play(
   mesh=None,
   decode_layout="replicated",
   schedule=None,
+  ends_outgrown=False,
   **changes,
 ) -> tuple[records.Prompt, multi_turn_sampler.episodes_lib.EpisodeRollout]:
   graphdef, params = chat.network(mesh, decode_layout)
@@ -54,6 +55,7 @@ def _play(
       decoding=chat.decoding(**changes),
       schedule=dataclasses.replace(chat.SCHEDULE, **(schedule or {})),
       threads=threads,
+      ends_outgrown=ends_outgrown,
     )
 
 
@@ -273,6 +275,43 @@ def test_on_a_mesh_episodes_are_those_of_one_device_and_lie_split_by_prompts(sha
 def test_an_episode_that_outgrows_the_largest_bucket_is_named():
   with pytest.raises(errors.InputError, match=r"episode \d.\d, turn \d: \d+ tokens of all turns"):
     _play(schedule={"episode_buckets": (24,)}, group=1)
+
+
+def test_an_episode_may_end_before_a_turn_that_is_too_large_and_no_other_changes():
+  _, whole = played(3, 3, PROMPTS)
+  shown = {
+    (row, index): [len(each.tokens) for each in whole.shown[row][index]]
+    for row, index in np.ndindex(PROMPTS, 3)
+  }
+  longest = int(np.median([length for lengths in shown.values() for length in lengths]))
+  too_large = {place for place, lengths in shown.items() if max(lengths, default=0) > longest}
+  assert 0 < len(too_large) < len(shown)
+
+  class Ending(chat.Chat):
+    """Its episodes are over where the next turn would be too large."""
+
+    def observe(self, row, group_index, replies):
+      found = super().observe(row, group_index, replies)
+      return None if found is None or len(found.tokens) > longest else found
+
+  smaller = {"observation_buckets": (longest,)}
+  _, found = _play(schedule=smaller, ends_outgrown=True)
+  assert found.outgrown.keys() == too_large
+  for (row, index), problem in found.outgrown.items():
+    turn = len(found.replies[row][index]) + 1
+    assert problem == (
+      f"episode {row}.{index}, turn {turn}: {shown[row, index][turn - 2]} tokens shown in a turn "
+      f"(config.turns.observation_buckets), but the largest bucket has {longest}; shorten it or "
+      "add a bucket"
+    )
+  for row, index in shown:
+    replies = found.replies[row][index]
+    assert replies == whole.replies[row][index][: len(replies)]
+  _, expected = _play(Ending(), schedule=smaller)
+  assert not expected.outgrown
+  jax.tree.map(np.testing.assert_array_equal, found.rollout, expected.rollout)
+  with pytest.raises(errors.InputError, match=r"tokens shown in a turn"):
+    _play(schedule=smaller)
 
 
 def test_what_fails_on_a_thread_fails_here():

@@ -1,6 +1,8 @@
 """Recipes of several turns behind the endpoint: their turns are played inside."""
 
+from concurrent import futures
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ def run(tmp_path_factory):
     "configs/video_mtr.py",
     env__turns=3,
     env__frame_budget=8,
+    env__on_invalid_action="explain",
     data__fps=1.0,
     data__frames=64,
     model__prefix_buckets=(480,),
@@ -87,6 +90,22 @@ def test_what_such_a_recipe_can_not_play_is_refused(served, root):
   rate = {"video": {"fps": 1.0}}
   error = served.refused(about(root / "clip.mp4"), media_io_kwargs=rate)
   assert "this recipe chooses frames itself; give num_frames" in error.message
+
+
+def test_a_question_that_a_later_turn_has_no_room_for_is_refused_alone(served, root):
+  """The first turn holds it; what follows a reply that can't be used repeats it, and doesn't."""
+  video, fields = root / "clip.mp4", {"temperature": 1.0, "seed": 3}
+  alone = live_server.text(served.ask(about(video), reply="full", **fields))
+  with futures.ThreadPoolExecutor(2) as pool:
+    beside = pool.submit(served.ask, about(video), reply="full", **fields)
+    error = served.refused(about(video, "0123456789" * 25), **fields)
+    assert live_server.text(beside.result()) == alone
+  assert error.status_code == 400
+  assert re.fullmatch(
+    r".*the prompt, turn 2: \d+ tokens shown in a turn \(config.turns.observation_buckets\), "
+    r"but the largest bucket has 320; shorten it or add a bucket.*",
+    error.message,
+  )
 
 
 def test_frames_of_a_later_turn_are_read_as_if_they_stood_in_the_prompt(context, run):

@@ -43,9 +43,10 @@ def evaluate(
 
   All processes must call this together. Each plays its own examples, and returns the whole.
 
-  Returns {"examples", "metrics", "intervals", "shown_as", "replies"}: the first four as in
-  eval/<name>.json, the replies as in eval/<name>.jsonl (docs/evaluation.md). shown_as says how to
-  show each metric, in order. The metrics are:
+  Returns {"examples", "failed", "metrics", "intervals", "shown_as", "replies"}: the first five as
+  in eval/<name>.json, the replies as in eval/<name>.jsonl (docs/evaluation.md). failed is the
+  number of questions with a turn that was too large to show; they count as wrong. shown_as says how
+  to show each metric, in order. The metrics are:
 
   - accuracy, and by problem type;
   - those that the environment declares;
@@ -107,6 +108,7 @@ def evaluate(
   metrics |= {name: float(np.mean(list(each.values()))) for name, each in whole.chances.items()}
   return {
     "examples": len(whole.replies),
+    "failed": sum("problem" in reply for reply in whole.replies),
     "metrics": metrics,
     "intervals": {name: dataclasses.asdict(each) for name, each in intervals.items()},
     "shown_as": {name: each.to_json() for name, each in shown_as.items()},
@@ -177,13 +179,13 @@ def _evaluated(
     items, replies = batch.items, batch.replies
     truncated = _truncated(context, batch.rollout, len(items))
     score = functools.partial(task.score, [item.example for item in items], replies)
-    scores = scoring.scored_once(score, context.mesh)
+    scores = batch.earned(scoring.scored_once(score, context.mesh))
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
       last = len(episode.replies) - 1
       action = task.parse_action(item.example, len(item.clip), episode.replies[last], last)
       by_segment = _rewards_by_segment(task.segments, scores, row)
-      episode_metrics = task.episode_metrics(item.example, episode)
+      episode_metrics = batch.episode_metrics(task, row)
       reply, multi_turn = episode.replies[-1], task.turns > 1
       if multi_turn:
         by_segment = {name: by_segment[name] for name in task.segments[: len(episode.replies)]}
@@ -193,6 +195,7 @@ def _evaluated(
         reply=reply,
         tokens=int(tokens[row]),
         truncated=truncated[row],
+        problem=batch.failed.get(row, ""),
         answer=action.answer if action.kind == "answer" else None,
         accuracy=episode_metrics["accuracy"],
         steps=steps_lib.split_steps(task.trace(reply)),

@@ -75,6 +75,7 @@ class EvaluatedEpisode:
   reply: with several turns, the last one.
   tokens: number of sampled tokens, of all turns.
   truncated: whether a reply reached the token limit before it ended.
+  problem: why the episode failed: its next turn was too large to show; "" if it did not.
   answer: the answer as it was read from the reply; None if the reply has none.
   accuracy: the task metric of the answer.
   steps: reasoning steps of the reply.
@@ -98,6 +99,7 @@ class EvaluatedEpisode:
   observation: str | None
   rewards: dict[str, float]
   segment_rewards: dict[str, dict[str, float]]
+  problem: str = ""
   episode: environment.Episode | None = None
   segment: Int[np.ndarray, "time"] | None = None
   grounding: grounding_lib.Grounding | None = None

@@ -55,6 +55,8 @@ def to_json(
     "times": [float(time) for time in evaluated.clip.timestamps],
     **environment.explain(example, evaluated.reply),
   }
+  if evaluated.problem:
+    reply["problem"] = evaluated.problem
   if episode:
     reply["turns"] = _turns(environment, evaluated, episode)
     reply["relevant"] = [[span.start, span.end] for span in example.relevant]

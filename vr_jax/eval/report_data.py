@@ -95,6 +95,7 @@ class Sample:
   reply: with several turns, the last one.
   parsed_answer: the answer as it was read from the reply; None if it has none.
   truncated: whether a reply reached the token limit before it ended.
+  problem: why the question failed; "" if it did not.
   metrics: what the reply contributes to each metric of the evaluation.
   rewards: by name; with several turns, metrics of the episode.
   steps: reasoning steps of the reply.
@@ -118,6 +119,7 @@ class Sample:
   accuracy: float | None
   tokens: int
   truncated: bool
+  problem: str
   metrics: dict[str, float]
   reference: tuple[ReferenceStep, ...]
   steps: tuple[str, ...]
@@ -158,6 +160,11 @@ class Evaluation:
   device: str
   seconds: float | None
   replies: tuple[Sample, ...]
+
+  @property
+  def failed(self) -> list[str]:
+    """Why questions failed, one each."""
+    return [reply.problem for reply in self.replies if reply.problem]
 
 
 # Frames of the questions that the report shows: id -> index in the clip -> base64 JPEG.
@@ -348,6 +355,7 @@ def _sample(record: report_json.Record) -> Sample:
     accuracy=record.number("accuracy") if record.has("accuracy") else None,
     tokens=record.integer("tokens"),
     truncated=bool(record.values.get("truncated")),
+    problem=record.text("problem") if record.has("problem") else "",
     metrics=record.named_numbers("metrics"),
     reference=reference,
     steps=steps,

@@ -175,3 +175,9 @@ def _print_table(evaluations: Sequence[report_data.Evaluation]) -> None:
       texts = ("\n".join(filter(None, (each["number"], each["interval"]))) for each in cells)
       table.add_row(label, *texts)
   rich_console.Console().print(table)
+  for evaluation in evaluations:
+    if failed := evaluation.failed:
+      console.print_line(
+        f"{evaluation.title.lower()}: {len(failed)} of {evaluation.examples} questions failed, "
+        f"which counts as wrong; first, {failed[0]}"
+      )

@@ -193,7 +193,6 @@ class EpisodeTable:
     """Raises InputError if an observation and a reply to it do not fit the buckets."""
     episodes_lib.check_observation_fits(
       shown,
-      turn=int(self.turn[episode]) + 2,
       written=int(self.written[episode]),
       frames=int(self.frames[episode]),
       reply=self._max_new_tokens,

@@ -1,6 +1,6 @@
 """Episodes of several turns on the host: their sizes, observations and results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
@@ -140,7 +140,6 @@ class EpisodeState:
 def check_observation_fits(
   shown: EncodedObservation,
   *,
-  turn: int,
   written: int,
   frames: int,
   reply: int,
@@ -148,18 +147,19 @@ def check_observation_fits(
 ) -> None:
   """Raises InputError if an observation and a reply to it do not fit the buckets.
 
-  turn: number of the turn that the observation begins; the first is 1.
   written, frames: tokens after the prompt, and frames shown, before it.
   reply: the most tokens of the reply.
   """
-  name = f"{shown.name}, turn {turn}"
-  for size, buckets, what in (
-    (len(shown.tokens), schedule.observation_buckets, "tokens"),
-    (written + len(shown.tokens) + reply, schedule.episode_buckets, "tokens of all turns together"),
-    (frames + len(shown.frames), schedule.frame_buckets, "temporal patches of all turns together"),
-    (shown.patches, (schedule.patches,), "patches a frame"),
+  tokens, temporal_patches = len(shown.tokens), frames + len(shown.frames)
+  total = written + tokens + reply
+  for field, size, buckets, what in (
+    ("observation", tokens, schedule.observation_buckets, "tokens shown in a turn"),
+    ("episode", total, schedule.episode_buckets, "tokens of all turns together"),
+    ("frame", temporal_patches, schedule.frame_buckets, "temporal patches of all later turns"),
+    ("patch", shown.patches, (schedule.patches,), "patches a frame shown in a later turn"),
   ):
-    prompts_lib.smallest_bucket([(name, size)], buckets, what)
+    what = f"{what} (config.turns.{field}_buckets)"
+    prompts_lib.smallest_bucket([(shown.name, size)], buckets, what)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +171,8 @@ class EpisodeRollout:
   shown: observations of each episode of this process's rows, [prompts][group].
   frames: frames of one episode in the episode_inputs, padding included.
   idle_seconds: time in which the devices waited for observations.
+  outgrown: why an episode ended before its next turn, whose observation does not fit the largest
+    buckets; by (prompt of this process, index in the group).
   begun: replies of the next batch, where sampling began them.
   """
 
@@ -179,6 +181,7 @@ class EpisodeRollout:
   shown: Sequence[Sequence[Sequence[EncodedObservation]]] = ()
   frames: int = 0
   idle_seconds: float = 0.0
+  outgrown: Mapping[tuple[int, int], str] = dataclasses.field(default_factory=dict)
   begun: written_replies.WrittenReplies | None = None
 
   @property

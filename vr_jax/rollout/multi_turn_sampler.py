@@ -11,8 +11,9 @@ rest of the batch, up to rounding.
 
 Several processes run the same programs. Each knows the tokens and sizes of all episodes; before
 observations are appended, the processes exchange their sizes. Frames and texts stay with the
-process that has the prompt. If an observation can't be made in one process, all of them stop. Where
-the mesh does not split prompts, every process makes every observation, and they have to be equal.
+process that has the prompt. If an observation can't be made in one process, all of them stop; one
+that does not fit may end its episode alone (`ends_outgrown`). Where the mesh does not split
+prompts, every process makes every observation, and they have to be equal.
 
 What the indices of an episode range over (see `SlotLayout` for devices and blocks):
 
@@ -36,7 +37,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 import numpy as np
 
-from vr_jax import records
+from vr_jax import errors, records
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import episode_table, sampler, turn_decode
@@ -72,18 +73,24 @@ def play(
   decoding: sampler.Decoding,
   schedule: episodes_lib.Schedule,
   threads: futures.Executor,
+  ends_outgrown: bool = False,
 ) -> episodes_lib.EpisodeRollout:
   """Plays `decoding.group` episodes of up to `schedule.turns` replies to each prompt.
 
   A reply has up to `decoding.max_new_tokens` tokens. With one turn, the replies are those of
   `sampler.sample`. Log-probs are defined as there.
 
+  ends_outgrown: whether an episode whose next turn does not fit the largest buckets ends before it
+    (`EpisodeRollout.outgrown`), as in evaluations. The others do not change.
+
   Raises:
-    InputError: an episode does not fit the largest bucket.
+    InputError: an episode does not fit the largest buckets, and may not end.
     RuntimeError: an observation could not be made in another process, or differs between processes.
     Exception: what `turns.observe` raised in this one.
   """
-  batch = EpisodeBatch(graphdef, params, prompt, allowed_tokens, key, turns, decoding, schedule)
+  batch = EpisodeBatch(
+    graphdef, params, prompt, allowed_tokens, key, turns, decoding, schedule, ends_outgrown
+  )
   table = batch.table
   own = table.has_own()
   decoding_episodes, awaiting = np.arange(len(table)), np.arange(0)
@@ -136,9 +143,12 @@ class EpisodeBatch:
     turns: episodes_lib.Turns,
     decoding: sampler.Decoding,
     schedule: episodes_lib.Schedule,
+    ends_outgrown: bool,
   ):
     self._graph, self._allowed, self._key = graphdef, allowed_tokens, key
     self._turns, self._decoding, self._schedule = turns, decoding, schedule
+    self._ends_outgrown = ends_outgrown
+    self._outgrown: dict[tuple[int, int], str] = {}
     self._training_layout = nnx.merge(graphdef, params).layout
     self._layout = self._training_layout.decoding
     self._places = slot_layout_lib.SlotLayout.for_groups(
@@ -227,8 +237,8 @@ class EpisodeBatch:
         continue
       try:
         observation = observations[episode].result()
-        if observation is not None:
-          self.table.check_fits(episode, observation)
+        if observation is not None and self._outgrows(episode, observation):
+          observation = None
       except Exception as error:  # others wait for this process's table: first they are told
         report[:] = _FAILED
         failure = failure or error
@@ -250,6 +260,21 @@ class EpisodeBatch:
       raise RuntimeError(f"the next observation of prompt {prompt} {what}")
     ready = states == _READY
     return ReadyObservations(awaiting[ready], combined[ready, 1:], made)
+
+  def _outgrows(self, episode: int, observation: episodes_lib.EncodedObservation) -> bool:
+    """Whether an episode ends here as its next turn does not fit the largest buckets.
+
+    Raises InputError if it does not fit, and episodes may not end.
+    """
+    try:
+      self.table.check_fits(episode, observation)
+    except errors.InputError as error:
+      if not self._ends_outgrown:
+        raise
+      place = int(self.table.own_row[episode]), int(self.table.group_index[episode])
+      self._outgrown[place] = str(error)
+      return True
+    return False
 
   def append(self, ready: ReadyObservations) -> None:
     """Appends observations to their episodes, in batches of about the same length."""
@@ -324,6 +349,7 @@ class EpisodeBatch:
       frames=frames,
       computed_tokens=self._computed_tokens,
       idle_seconds=idle_seconds,
+      outgrown=self._outgrown,
     )
 
   def _grow(self, length: int) -> None:

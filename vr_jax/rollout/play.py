@@ -81,6 +81,7 @@ def play(
   threads: int,
   begun: written_replies.WrittenReplies | None = None,
   next_batch: refill_sampler.NextBatch | None = None,
+  ends_outgrown: bool = False,
 ) -> episodes.EpisodeRollout:
   """Samples `decoding.group` episodes to each prompt.
 
@@ -89,6 +90,7 @@ def play(
   dialogue: encodes the observations that follow replies.
   threads: number of threads on which the dialogue does that.
   begun, next_batch: of `refill_sampler.sample`, which episodes of one turn in slots alone know.
+  ends_outgrown: of `multi_turn_sampler.play`.
 
   Raises InputError as `multi_turn_sampler.play` does.
   """
@@ -117,6 +119,7 @@ def play(
       decoding=decoding,
       schedule=schedule,
       threads=pool,
+      ends_outgrown=ends_outgrown,
     )
 
 

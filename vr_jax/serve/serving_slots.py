@@ -164,7 +164,6 @@ class ServingSlots:
     schedule, processor = self._schedule, self._context.processor
     episodes.check_observation_fits(
       observation,
-      turn=len(reply.replies) + 1,
       written=reply.written,
       frames=reply.frames,
       reply=max_tokens,

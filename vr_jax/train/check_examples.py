@@ -21,9 +21,8 @@ from vr_jax import atomic, errors, plain_json, records
 from vr_jax.data import annotations, batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
-from vr_jax.models.common import prompts
 from vr_jax.parallel import processes
-from vr_jax.rollout import dialogue, play
+from vr_jax.rollout import dialogue, episodes, play
 from vr_jax.train import console, mask_filter, paths
 
 SPLITS = ("train", "validation", "test")
@@ -330,13 +329,8 @@ class Checks(ReferenceChecks):
           continue
         shown = host.observe(0, 0, replies)
         if shown is not None:
-          section, patches = self.config.turns, play.later_patch_buckets(self.config)
-          for count, buckets, what in (
-            (len(shown.tokens), section.observation_buckets, "tokens shown in a turn"),
-            (len(shown.frames), section.frame_buckets, "temporal patches shown in a turn"),
-            (shown.patches, patches, "patches a frame shown in a later turn"),
-          ):
-            prompts.smallest_bucket([(shown.name, count)], buckets, what)
+          schedule = play.make_schedule(self.config, environment, self.processor)
+          episodes.check_observation_fits(shown, written=0, frames=0, reply=0, schedule=schedule)
           self._fitting.add((observation, size))
 
   @functools.cached_property

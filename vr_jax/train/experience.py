@@ -349,12 +349,14 @@ def play_batch(
   *,
   begun: written_replies.WrittenReplies | None = None,
   next_batch: refill_sampler.NextBatch | None = None,
+  ends_outgrown: bool = False,
   **decoding: Any,
 ) -> episodes.EpisodeRollout:
   """Samples episodes about a batch.
 
   prompt: the batch's prompts, on the mesh.
   begun, next_batch: of `refill_sampler.sample`.
+  ends_outgrown: of `multi_turn_sampler.play`.
   decoding: sampling options that differ from the recipe's.
   """
   return play.play(
@@ -369,6 +371,7 @@ def play_batch(
     threads=context.config.data.threads,
     begun=begun,
     next_batch=next_batch,
+    ends_outgrown=ends_outgrown,
   )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 import shutil
@@ -59,6 +60,7 @@ class HeldOut:
     episode; rewards/<name>/mean as in training; completions/mean_length, in tokens.
     """
     sums: dict[str, list[float]] = {}
+    failed: list[str] = []
     played = split_episodes.play_split(
       self.context,
       params,
@@ -67,9 +69,17 @@ class HeldOut:
       cache=self.cache,
     )
     for batch in played:
+      failed += batch.failed.values()
       for name, value in self._values(batch):
         total = sums.setdefault(name, [0.0, 0.0])
         total[0], total[1] = total[0] + value, total[1] + 1
+    # Processes with the same rows found the same.
+    problems = dict.fromkeys(itertools.chain.from_iterable(processes.all_gather_json(failed)))
+    if problems:
+      console.print_line(
+        f"rl: of the held-out questions {len(problems)} failed, which counts as wrong; first, "
+        f"{next(iter(problems))}"
+      )
     return {
       f"{PREFIX}{name}": total / count for name, (total, count) in _over_processes(sums).items()
     }
@@ -82,9 +92,10 @@ class HeldOut:
       lambda: self.thread.submit(_score, environment, examples, replies).result(),
       self.context.mesh,
     )
+    scores = batch.earned(scores)
     rewards = {**scores.rewards, "total": scores.total}
-    for row, (example, (episode,)) in enumerate(zip(examples, replies.episodes, strict=True)):
-      yield from environment.episode_metrics(example, episode).items()
+    for row in range(len(examples)):
+      yield from batch.episode_metrics(environment, row).items()
       yield "completions/mean_length", float((replies.segment[row] >= 0).sum())
       for number, segment in enumerate(environment.segments):
         if scores.scored[row, 0, number]:

@@ -66,6 +66,10 @@ def with_protocol(
   config = context.config.copy_and_resolve_references().unlock()
   model = config.model
   reply = _reply_limit(context, protocol)
+  if protocol.prompt is None and context.environment.turns > 1:
+    reply = max(config.turns.episode_buckets)  # replies of all turns, and what they are shown
+    # Later turns are padded to the largest, and show frames as the recipe does.
+    config.turns.patch_buckets = play_lib.later_patch_buckets(config)
   room = context.model.max_position_embeddings - reply
   if room < 1:
     raise errors.InputError(
@@ -96,7 +100,8 @@ def play(
   absent: ids of items that are not asked: their videos are not there.
   tick: is called with the number of questions done.
 
-  An item whose prompt can't be made gets a reply with a problem. What is sampled depends on the
+  An item whose prompt can't be made, or whose next turn does not fit, gets a reply with a problem.
+  What is sampled depends on the
   seed and eval.batch_size: the draws of an item are those of its place among all items, whichever
   process asks it, whatever was asked before, and whichever items are absent.
   """
@@ -193,10 +198,14 @@ class AskedChunk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayedChunk:
-  """The prompts of a chunk, and what was sampled."""
+  """The prompts of a chunk, and what was sampled.
+
+  failed: why an episode ended before its next turn, which is too large, by row.
+  """
 
   batch: batching.Batch
   rollout: records.Rollout
+  failed: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 def _read_ahead(
@@ -327,9 +336,11 @@ def sample_chunk(
     featurized.prompt,
     jax.random.fold_in(jax.random.key(context.config.seed), number),
     group=1,
+    ends_outgrown=True,
     **_decoding(context, protocol),
   )
-  return PlayedChunk(batch=featurized.batch, rollout=played.rollout)
+  failed = {row: why for (row, _), why in played.outgrown.items()}
+  return PlayedChunk(batch=featurized.batch, rollout=played.rollout, failed=failed)
 
 
 def _write(
@@ -355,7 +366,7 @@ def _write(
 def read_replies(
   context: run_context.RunContext, protocol: protocols.Protocol, played: PlayedChunk
 ) -> list[reply_store.StoredReply]:
-  """Decodes the reply to each item of a chunk."""
+  """Decodes the reply to each item of a chunk; says of each that failed why."""
   items, rows = played.batch.items, len(played.batch.items)
   dialogue = context.builder.dialogue(played.batch)
   replies = decode_replies.decode_replies(dialogue, played.rollout, rows=rows)
@@ -368,7 +379,9 @@ def read_replies(
   if context.config.rl.repetition_window:
     limit = 1  # any reply without an end was cut
   return [
-    reply_store.StoredReply(
+    reply_store.StoredReply(id=item.example.id, problem=played.failed[row])
+    if row in played.failed
+    else reply_store.StoredReply(
       id=item.example.id,
       reply=episode.replies[-1],
       tokens=int(sampled[row].sum()),
