@@ -21,7 +21,6 @@ import json
 import math
 import os
 from pathlib import Path
-import re
 import socket
 import subprocess
 import sys
@@ -141,6 +140,7 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
   """Reads the checkpoint in this process and measures its memory."""
   import jax
 
+  from benchmarks import measure
   from vr_jax.models import qwen2_5_vl
   from vr_jax.parallel import mesh as mesh_lib
 
@@ -148,7 +148,7 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
   if arguments.processes > 1:
     jax.distributed.initialize(address, arguments.processes, int(index))
   mesh = mesh_lib.make_mesh(mesh_shape(arguments.devices, len(mesh_lib.AXES)))
-  before = memory(reset=True)
+  before = measure.peak_bytes(reset=True)
   begun = time.perf_counter()
   _, params = qwen2_5_vl.from_pretrained(
     directory,
@@ -157,7 +157,7 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
     piece_bytes=arguments.piece_megabytes * MEGABYTE,
   )
   seconds = time.perf_counter() - begun
-  peak = memory()
+  peak = measure.peak_bytes()
   share = sum(s.data.nbytes for x in jax.tree.leaves(params) for s in x.addressable_shards)
   sizes = {"before": before, "share": share, "peak": peak, "beyond_share": peak - before - share}
   rounded = {name: round(value / MEGABYTE, 1) for name, value in sizes.items()}
@@ -168,15 +168,6 @@ def mesh_shape(devices: int, axes: int) -> tuple[int, ...]:
   """A mesh shape: two devices on tensor if their number is even, all others on fsdp."""
   tensor = 2 if devices % 2 == 0 else 1
   return (1, devices // tensor, *[1] * (axes - 3), tensor)
-
-
-def memory(*, reset: bool = False) -> int:
-  """The highest resident memory so far, in bytes. reset: restart the maximum from now first."""
-  if reset:
-    Path("/proc/self/clear_refs").write_text("5")
-  status = Path("/proc/self/status").read_text()
-  (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
-  return int(kilobytes) * 1024
 
 
 if __name__ == "__main__":

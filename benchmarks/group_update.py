@@ -22,7 +22,6 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-import resource
 import subprocess
 import sys
 import tempfile
@@ -203,7 +202,7 @@ def grown_megabytes(side: str, sizes: workload.WorkloadSizes) -> dict[str, float
   """Growth of this process when one side runs twice; call it in a fresh process."""
   work = workload.make(sizes)
   rollout = workload.replies(work)
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  before = measure.peak_bytes()
   with tempfile.TemporaryDirectory() as directory:
     if side == "torch":
       update = torch_update(work, rollout, Path(directory) / "model")
@@ -211,8 +210,8 @@ def grown_megabytes(side: str, sizes: workload.WorkloadSizes) -> dict[str, float
       update = GroupUpdate(work, rollout, replicate=side == "replicated")
     for _ in range(2):
       jax.block_until_ready(update())
-  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return {"before": round(before / 1024, 1), "peak": round(after / 1024, 1)}
+  after = measure.peak_bytes()
+  return {"before": round(before / 1e6, 1), "peak": round(after / 1e6, 1)}
 
 
 def main(argv: Sequence[str]) -> None:

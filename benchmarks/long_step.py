@@ -79,7 +79,7 @@ def measure_length(minutes: float, workdir: Path, **changes: Any) -> dict[str, f
   begun = time.perf_counter()
   step()
   seconds = time.perf_counter() - begun
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  peak = measure.peak_bytes()
   arguments, options = shapes[-1]
   stats = update.lower(*arguments, **options).compile().memory_analysis()
   return {

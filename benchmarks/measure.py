@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 import importlib.metadata
 import os
+from pathlib import Path
 import platform
+import re
 import statistics
 import sys
 import time
@@ -67,6 +69,19 @@ def check_same(what: str, expected: Any, actual: Any, tolerance: float) -> float
       f"{what}: the sides differ by {found:.1e} of the largest, over {tolerance:.0e}"
     )
   return float(f"{found:.1e}")
+
+
+def peak_bytes(*, reset: bool = False) -> int:
+  """The highest resident memory of this process so far.
+
+  Linux's VmHWM: `getrusage` of a process that a larger one started tells that one's.
+
+  reset: restart the maximum from now first.
+  """
+  if reset:
+    Path("/proc/self/clear_refs").write_text("5")
+  (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+  return int(kilobytes) * 1024
 
 
 class About:

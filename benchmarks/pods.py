@@ -6,9 +6,9 @@ Prints a JSON line for each (default: all):
 
 processes  four processes with a device each against one process with four devices, in turn: the
            median time of a step of RL of `moss_chatv:tiny`, and the ratio. The goal is 1.25.
-save       a warm start whose train state has 1 GB, of a wider network, with a checkpoint after each
-           step and with none, in turn: the median time of a step, with what the save takes of the
-           next one, and the ratio. The goal is 1.10.
+save       RL and a warm start whose train state has 1 GB, of a wider network, with a checkpoint
+           after each step and with none, in turn: the median time of a step, with what the save
+           takes of the next one, and the ratio; and what fresh memory costs. The goal is 1.10.
 restart    a run of `moss_chatv:tiny` is killed by SIGKILL and started again, with its programs in
            the compilation cache: seconds from the start to the end of the next step. The goal: 25.
 
@@ -18,6 +18,7 @@ run once before it is timed.
 
 from collections.abc import Callable, Sequence
 import json
+import mmap
 import os
 from pathlib import Path
 import signal
@@ -73,28 +74,47 @@ def time_processes(home: Path) -> dict[str, float]:
 
 
 def time_saves(home: Path) -> dict[str, float]:
-  """Median seconds of a step with a save after each, and without."""
+  """Median seconds of a step with a save after each, and without, of both stages.
+
+  fresh_gb, used_gb: seconds to write 1 GB of memory for the first time, and again. A save takes
+    1 GB for the file's pages; on CPUs also 1 GB for the next step, as the writer holds the arrays.
+  checkpoints_gb: of the last two.
+  """
   _vr_jax(home / "data", "data", WIDE)
-  times: dict[int, list[float]] = {1: [], 1000: []}
-  for number in range(ROUNDS + 1):
-    for every, found in times.items():
-      run = home / f"{every}-{number}"
-      flags = (
-        *WIDE,
-        f"--config.data.directory={home / 'data' / 'data'}",
-        f"--config.sft.checkpoint_every={every}",
-        "--config.sft.steps=5",
-      )
-      _vr_jax(run, "sft", flags)
-      found += _steps(run, "sft") if number else []
-  state = sum(path.stat().st_size for path in (home / "1-1").rglob("d/*") if path.is_file())
-  saving, plain = (statistics.median(times[every]) for every in (1, 1000))
-  return {
-    "with_saves": saving,
-    "without": plain,
-    "ratio": saving / plain,
-    "checkpoints_gb": state / 1e9,  # of the last two
-  }
+  fresh, used = _fill_seconds()
+  found = {"fresh_gb": fresh, "used_gb": used}
+  for stage, rounds in {"rl": 1, "sft": ROUNDS}.items():
+    times: dict[int, list[float]] = {1: [], 1000: []}
+    for number in range(rounds):
+      for every, steps in times.items():
+        run = home / f"{stage}-{every}-{number}"
+        flags = (
+          *WIDE,
+          f"--config.data.directory={home / 'data' / 'data'}",
+          "--config.rl.init_checkpoint=",
+          f"--config.sft.steps={5 if stage == 'sft' else 0}",
+          "--config.rl.steps=5",
+          f"--config.{stage}.checkpoint_every={every}",
+        )
+        _vr_jax(run, stage, flags)
+        steps += _steps(run, stage)
+    saving, plain = map(statistics.median, times.values())
+    found |= {f"{stage}_with_saves": saving, f"{stage}_without": plain}
+    found[f"{stage}_ratio"] = saving / plain
+  files = [path for path in (home / "sft-1-0").rglob("d/*") if path.is_file()]
+  return found | {"checkpoints_gb": sum(path.stat().st_size for path in files) / 1e9}
+
+
+def _fill_seconds() -> tuple[float, float]:
+  """Seconds to write 1 GB of memory that this process gets anew, and to write it again."""
+  with mmap.mmap(-1, 10**9) as memory:
+    times = []
+    for _ in range(2):
+      begun = time.perf_counter()
+      for start in range(0, len(memory), 10**6):
+        memory[start : start + 10**6] = bytes(10**6)
+      times.append(time.perf_counter() - begun)
+  return times[0], times[1]
 
 
 def time_restart(home: Path) -> dict[str, float]:

@@ -167,7 +167,7 @@ def analyse(
   mesh = model_setup.make_mesh(config, where.devices)
   every_layer = model_setup.model_of(config)
   model = _shallow(every_layer, layers) if layers else every_layer
-  shapes = step_shapes.make_step_shapes(config, model)
+  shapes = step_shapes.make_step_shapes(config, model, mesh)
   if options is None:
     options = compiler_options.options_for(where.devices[0].device_kind, config.compiler_options)
   analyses = []

@@ -49,12 +49,12 @@ def test_sums_of_parts_are_those_of_the_whole_batch_in_one_exchange_of_each_larg
     assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 2
 
 
-def test_parts_pay_where_data_crosses_slices_or_processes():
+def test_parts_pay_where_data_crosses_slices_processes_or_cpu_devices():
   def pay(shape, places, platform):
     devices = np.empty(len(places), object)
     for index, place in enumerate(places):
       devices[index] = types.SimpleNamespace(
-        platform=platform, slice_index=place, process_index=place if platform == "cpu" else index
+        platform=platform, slice_index=place, process_index=index if platform == "tpu" else place
       )
     return data_parts.pay(devices.reshape(shape))
 
@@ -62,4 +62,6 @@ def test_parts_pay_where_data_crosses_slices_or_processes():
   assert not pay((2, 2, 1, 1), (0, 0, 0, 0), "tpu")
   assert pay((4, 1, 1, 1), (0, 1, 2, 3), "cpu")
   assert not pay((1, 4, 1, 1), (0, 1, 2, 3), "cpu")
-  assert not data_parts.pay(mesh_lib.make_mesh((8, 1, 1, 1)).devices)
+  assert pay((2, 1, 1, 1), (0, 1), "gpu")
+  assert data_parts.pay(mesh_lib.make_mesh((8, 1, 1, 1)).devices)
+  assert not data_parts.pay(mesh_lib.make_mesh((1, 8, 1, 1)).devices)

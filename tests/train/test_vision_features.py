@@ -206,6 +206,23 @@ def test_a_batch_takes_the_buckets_of_the_process_whose_prompts_are_longest(
   assert not np.asarray(found.kind)[:, 64:].any()
 
 
+def test_devices_along_sequence_share_the_frames_of_a_prompt_evenly(data):
+  def prompt(ways):
+    changes = nano.ROOM["tiny"] | {"model__prefix_buckets": (96,), "model__frame_buckets": (5,)}
+    context = nano.build(data, mesh=(1, 1, ways, 1), **changes)
+    batch = next(context.builder.read("train", 2, repeat=False))
+    params = initialization.fresh_params(context)
+    found = encoder.encode(context.graphdef, params, context.builder.prompt(batch))
+    return batch.sizes.frames, jax.device_get(found)
+
+  (alone, expected), (shared, found), (fewer, _) = prompt(1), prompt(4), prompt(8)
+  assert (alone, shared, fewer) == (5, 8, 5)
+  np.testing.assert_array_equal(found.media_index, expected.media_index)
+  for row, index in enumerate(expected.media_index):
+    shown = index[index >= 0]
+    np.testing.assert_allclose(found.media[row][shown], expected.media[row][shown], atol=1e-5)
+
+
 READ = batching.BatchBuilder.read
 
 

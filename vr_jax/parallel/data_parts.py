@@ -21,12 +21,14 @@ _SMALL = 2**18  # elements
 
 
 def pay(devices: np.ndarray) -> bool:
-  """Whether exchanges along `data` are slow: between slices of TPUs, or processes of other devices.
+  """Whether exchanges along `data` are slow: between slices of TPUs, processes, or CPU devices.
 
   Within a slice the partitioner's own sums are cheap, and its programs a little better.
 
   devices: of a mesh, [data, fsdp, sequence, tensor].
   """
+  if devices.flat[0].platform == "cpu":
+    return len(devices) > 1
   # Devices of a single slice that is not attached have no number of it.
   places = [
     {getattr(d, "slice_index", 0) if d.platform == "tpu" else d.process_index for d in part.flat}

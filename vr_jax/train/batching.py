@@ -21,7 +21,7 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import dialogue as dialogue_lib
 from vr_jax.rollout import play
-from vr_jax.train import check_examples, paths
+from vr_jax.train import check_examples, paths, step_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -273,6 +273,7 @@ class BatchBuilder:
       frame_buckets=model.frame_buckets,
       patch_buckets=play.prompt_patch_buckets(self.config),
     )
+    sizes = dataclasses.replace(sizes, frames=step_shapes.shared_frames(sizes.frames, self.mesh))
     prompt = processor.pad(encoded, sizes)
     missing = [row for row, each in enumerate(encoded) if each.features is None]
     vision_inputs = prompt.vision

@@ -78,7 +78,7 @@ def estimate(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Esti
     allowed_tokens=jnp.ones(model.vocab_size, bool),
     stop_tokens=(0,),  # its value changes no size
   )
-  shapes = step_shapes.make_step_shapes(net.config, model)
+  shapes = step_shapes.make_step_shapes(net.config, model, mesh)
   speed = accelerators.find_speed(mesh.devices.flat[0].device_kind)
   states = _learner_states(net)
   return Estimate(

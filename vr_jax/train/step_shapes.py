@@ -68,20 +68,38 @@ class StepShapes:
   later: LaterTurns | None = None
 
 
-def make_step_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
+def make_step_shapes(
+  config: ml_collections.ConfigDict,
+  model: interface.ModelConfig,
+  mesh: jax.sharding.Mesh | None = None,
+) -> StepShapes:
   """The sizes of a step of full clips, or of full episodes where the config has several turns.
 
   One turn: the smallest buckets with room for a clip whose frames have the largest size allowed;
   the prompt's has room for `TEXT_TOKENS` besides the video, or else is the largest.
   Several turns: the largest buckets, but a turn's frames are an even share of those of all later
   turns.
+
+  mesh: None: one device.
   Raises InputError if there is one turn and the buckets are too small for a clip.
   """
-  return (
+  shapes = (
     _episode_shapes(config)
     if optional_sections.takes_turns(config)
     else _clip_shapes(config, model)
   )
+  if mesh is None:
+    return shapes
+  return dataclasses.replace(shapes, frames=shared_frames(shapes.frames, mesh))
+
+
+def shared_frames(frames: int, mesh: jax.sharding.Mesh) -> int:
+  """A size for the temporal patches of a prompt that the devices along `sequence` share evenly.
+
+  Of any other size, each of them would encode all. Fewer than devices stay as they are.
+  """
+  ways = mesh.shape["sequence"]
+  return frames if frames < ways else -(-frames // ways) * ways
 
 
 def frame_pixels(section: ml_collections.ConfigDict, images: int) -> int:
