@@ -15,10 +15,15 @@ mkdir -p "$state"
 
 say() { echo "$(hostname): $*"; }
 
-# Buckets become directories, and the image or the package is fetched. Before `start`, on all hosts.
+# Buckets become directories, and the image or the package is fetched. Before `start`, on all hosts. Where
+# a run is at work it does nothing, so that this one stays as it is, whatever comes of the next.
 setup() {
   local bucket
   rm -f "$state/ready"
+  if is_running; then
+    say "is running already (process $(cat "$state/pid")); sets up nothing"
+    return
+  fi
   for bucket in ${BUCKETS[@]+"${BUCKETS[@]}"}; do
     mountpoint -q "/gcs/$bucket" && continue
     command -v gcsfuse >/dev/null || sudo apt-get install --yes --quiet gcsfuse >>"$log" 2>&1 || {
@@ -46,8 +51,7 @@ setup() {
     say "the software could not be installed"
     return 1
   }
-  is_running || rm -f "$STOPPED"
-  touch "$state/ready"
+  mark_time >"$state/ready"
   say "is ready"
 }
 
@@ -57,18 +61,16 @@ is_running() {
     [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$state/pid")/cmdline") == *"$0 loop"* ]]
 } 2>/dev/null
 
-# Setup was called since this run has started, and its start was not refused: the mark of this run would
-# end the next one.
-is_set_up_anew() { [ ! -e "$state/ready" ] || [ "$state/ready" -nt "$state/pid" ]; }
+# When the mark of the last run was written; nothing if there is none.
+mark_time() { stat -c %y "$STOPPED" 2>/dev/null || true; }
 
 start() {
   if is_running; then
-    touch "$state/pid" # newer than what setup has left: the run goes on
     say "is running already (process $(cat "$state/pid")); wait for its end, or end it on all hosts: bash $0 stop"
     return 1
   fi
   if [ ! -e "$state/ready" ]; then
-    say "is not ready, so it starts nothing: setup has failed"
+    say "is not ready, so it starts nothing: setup has failed, or met a run that has ended since"
     return 1
   fi
   local pid holders=
@@ -81,6 +83,8 @@ start() {
     say "its TPU is held by process$holders; end that (sudo kill -9$holders), or delete the slice and create it again"
     return 1
   fi
+  # The last run's; not that of another host whose part of this run has ended by now.
+  [ ! -s "$state/ready" ] || [ "$(mark_time)" != "$(cat "$state/ready")" ] || rm -f "$STOPPED"
   rm -f "$state/ended" "$state/restarts"
   setsid nohup bash "$0" loop >>"$log" 2>&1 </dev/null &
   echo $! >"$state/pid"
@@ -144,7 +148,7 @@ loop() {
     say "does not start again: $why"
     break
   done
-  [ -e "$STOPPED" ] || is_set_up_anew || { mkdir -p "$(dirname "$STOPPED")" && say "$why" >"$STOPPED"; }
+  [ -e "$STOPPED" ] || { mkdir -p "$(dirname "$STOPPED")" && say "$why" >"$STOPPED"; }
   echo "$code" >"$state/ended"
   return "$code"
 }

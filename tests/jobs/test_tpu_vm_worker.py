@@ -144,18 +144,14 @@ def test_a_host_that_ends_for_good_ends_the_others(host, code, tmp_path):
   assert other.run("logs", "1").stdout == line
 
 
-def test_setup_fetches_the_image_and_forgets_how_the_last_run_ended(host):
+def test_setup_fetches_the_image(host):
   host.write()
-  stopped = host.stopped()
-  stopped.parent.mkdir(parents=True)
-  stopped.touch()
   assert host.run("setup").stdout == "host-0: is ready\n"
   assert host.tools.lines() == [
     "mountpoint -q /gcs/my-bucket",
     "gcloud auth configure-docker us-docker.pkg.dev --quiet",
     "docker pull --quiet us-docker.pkg.dev/p/i/vr:1",
   ]
-  assert not stopped.exists()
   host.answer(("docker pull", 1, "", "denied"))
   done = host.run("setup", check=False)
   assert done.returncode == 1 and "host-0: the software could not be installed" in done.stdout
@@ -270,20 +266,43 @@ def test_a_second_start_leaves_the_run_alone_until_it_is_stopped(host):
   assert host.run("stop", check=False).returncode == 1
 
 
-@pytest.mark.parametrize("refused", [False, True])
-def test_a_run_that_ends_while_the_next_is_set_up_does_not_end_that_one(host, refused):
+@pytest.mark.parametrize("next_one", ["is set up", "can't be set up", "is refused"])
+def test_a_run_that_is_started_beside_does_not_keep_it_from_ending_the_others(host, next_one):
   host.write()
-  go_on = host.home / "go_on"
+  go_on, broken = host.home / "go_on", host.home / "broken"
   wait = f"until [ -e {go_on} ]; do sleep 0.02; done"
-  host.tools.add("docker", f"#!/bin/bash\n[[ $1 == run ]] || exit 0\n{wait}\n")
+  host.tools.add("docker", f"#!/bin/bash\n[[ $1 == run ]] || exec test ! -e {broken}\n{wait}\n")
   host.start()
-  host.run("setup")
-  if refused:
+  if next_one == "can't be set up":
+    broken.touch()
+  done = host.run("setup")
+  assert "host-0: is running already" in done.stdout and "sets up nothing" in done.stdout
+  if next_one == "is refused":
     assert "is running already" in host.run("start", check=False).stdout
   go_on.touch()
   assert host.wait() == "0"
-  assert host.stopped().exists() == refused
-  assert "host-0: started" in host.run("start").stdout
+  assert host.stopped().read_text() == "host-0: ended with 0\n"
+  # What the machine has is that of the run before.
+  assert "is not ready, so it starts nothing" in host.run("start", check=False).stdout
+  broken.unlink(missing_ok=True)
+  assert "host-0: started" in host.start().stdout
+
+
+def test_a_start_forgets_how_the_last_run_ended_and_not_how_this_one_does_elsewhere(host, tmp_path):
+  other = Host(tmp_path, "host-1", tmp_path / "shared")
+  for each in (host, other):
+    each.write()
+    each.answer()
+  host.start()
+  assert host.wait() == "0"
+  # Others may still have to see it: that all are set up is not yet known.
+  host.run("setup")
+  other.run("setup")
+  assert host.stopped().exists()
+  host.run("start")
+  assert host.wait() == "0" and host.stopped().exists()  # ended at once
+  other.run("start")
+  assert other.wait() == "0" and host.stopped().read_text() == "host-0: ended with 0\n"
 
 
 def test_a_host_that_could_not_be_set_up_starts_nothing(host):
@@ -292,7 +311,10 @@ def test_a_host_that_could_not_be_set_up_starts_nothing(host):
   host.run("setup", check=False)
   done = host.run("start", check=False)
   assert done.returncode == 1
-  assert done.stdout == "host-0: is not ready, so it starts nothing: setup has failed\n"
+  assert done.stdout == (
+    "host-0: is not ready, so it starts nothing: setup has failed, or met a run that has ended "
+    "since\n"
+  )
   assert not host.runs()
 
 
