@@ -4,13 +4,14 @@ The short form of `python -m tests.faults.kills --processes=2`; and two processe
 start what one with two devices does.
 """
 
+import resource
 import signal
 
 import pytest
 
 from tests.faults import kills, runs
 from tests.train import nano
-from vr_jax import main
+from vr_jax import atomic, main
 from vr_jax.train import metrics
 
 FIELDS = {"sft.steps": 6, "sft.checkpoint_every": kills.INTERVAL}
@@ -65,3 +66,25 @@ def test_one_of_two_processes_is_killed_inside_a_write_and_the_run_is_as_if_it_h
   assert kills.redone(workdir) == {run.processes[0].pid: kills.INTERVAL + own - written}
   assert kills.differences(alone, workdir, stages=("sft",), patterns=()) == []
   assert kills.order(workdir, "sft") == kills.order(alone, "sft")
+
+
+def test_a_checkpoint_that_one_of_two_processes_can_not_write_ends_both_soon(data):
+  workdir = data.parent / "unwritten"
+  fields = ["--config.sft.steps=2000", "--config.log.hang_timeout=600"]
+  run = runs.LocalRun.start([*words(data, workdir), *fields], workdir, processes=2)
+  # The second save waits for the first one.
+  assert run.wait_until(lambda: run.own_steps("sft") > 2 * kills.INTERVAL, 240)
+  limit = 2**15  # bytes of a file: less than its part of a checkpoint
+  resource.prlimit(run.processes[1].pid, resource.RLIMIT_FSIZE, (limit, limit))
+  ended = run.finish(60)
+  assert ended.codes == (2, 2), ended.said
+  found = [[s for s in said.splitlines() if s.startswith("vr-jax: ")] for said in ended.said]
+  assert [len(lines) for lines in found] == [1, 1]
+  (other,), (own,) = found
+  directory = workdir / "checkpoints" / "sft"
+  assert own.startswith(f"vr-jax: {directory}: a checkpoint can't be written (File too large); ")
+  assert other.startswith("vr-jax: process 1 on ")
+  assert other.endswith(f" has failed, so this one ends: {own.removeprefix('vr-jax: ')}")
+  last = own.partition("the last complete one is ")[2].partition(",")[0]
+  assert atomic.is_whole(directory / last)
+  assert "Traceback" not in ended.said[0]  # Orbax may print one where writes fail together

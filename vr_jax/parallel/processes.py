@@ -3,9 +3,11 @@
 import collections
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
+import socket
 import threading
 import time
 from typing import Any
@@ -21,6 +23,7 @@ from vr_jax import errors
 
 _DAY = 86_400_000  # milliseconds
 WAIT = 600  # seconds to wait for a text of another process
+_FAILURES = "vr_jax/failures"
 _exchanges = itertools.count()
 _handed_over: collections.Counter[tuple[int, ...]] = collections.Counter()
 _KEPT = 8  # texts that were handed over; whoever reads them is never so far behind
@@ -95,6 +98,44 @@ def meet_to_end(seconds: float) -> None:
         state.client.blocking_key_value_get(f"vr_jax/end/{index}", wait)
   if not state.process_id:
     time.sleep(0.5)  # the others have left but for the few calls that end a process
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+  """Why one process ends a run: a line for the user, and the exit code of all."""
+
+  process: int
+  host: str
+  line: str
+  code: int
+
+
+def tell_failure(line: str, code: int) -> None:
+  """Lets all of several processes end soon, with this exit code: they look for it (health.py).
+
+  For what one of them meets, on any thread, while the others wait where only their end helps.
+  """
+  client = distributed.global_state.client
+  if client is not None and count_joined() > 1:
+    told = json.dumps([socket.gethostname(), line, code])
+    client.key_value_set(f"{_FAILURES}/{joined_index()}", told, allow_overwrite=True)
+
+
+def told_failure() -> Failure | None:
+  """The failure that was told, this process's own before others'; None if none is known."""
+  client = distributed.global_state.client
+  if client is None or count_joined() == 1:
+    return None
+  try:
+    values = client.key_value_dir_get(_FAILURES)
+  except jax.errors.JaxRuntimeError:  # the coordinator is gone
+    return None
+  found = []
+  for key, value in values:
+    host, line, code = json.loads(value)
+    process = int(key.rpartition("/")[2])
+    found.append(Failure(process=process, host=host, line=line, code=code))
+  return min(found, key=lambda each: (each.process != joined_index(), each.process), default=None)
 
 
 def gather_texts(kind: str, text: str, *, wait: float = WAIT) -> list[str]:

@@ -10,17 +10,15 @@ loop that finds its last checkpoint damaged sets it aside and goes on from the o
 only reads takes the one before.
 """
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 import json
-import logging
 from pathlib import Path
-import re
 import shutil
 import threading
+import traceback
 from typing import Any
 
 import jax
@@ -32,7 +30,7 @@ import orbax.checkpoint as ocp
 from vr_jax import atomic, errors
 from vr_jax.models.common import stored_weights
 from vr_jax.parallel import processes
-from vr_jax.train import checksums, console
+from vr_jax.train import checkpoint_manager, checksums, console
 
 _GO_BACK = "delete it to go back to the one before"
 # Seconds; a week. Orbax measures them with a clock that may be set, and a bucket may be slow. What
@@ -55,36 +53,12 @@ class Restored:
   loop: dict[str, Any]
 
 
-class _StepwiseManager(ocp.CheckpointManager):
-  """Leaves preemptions to the training loops (parallel/preemption.py).
-
-  Orbax would ask JAX, too, with numbers of its own, and JAX agrees on a number at which to stop.
-  """
-
-  def reached_preemption(self, step: int) -> bool:
-    """No."""
-    return False
-
-
-class _MarkedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """A directory that Orbax fills, then renames, also where that moves its files one by one."""
-
-  async def finalize(self) -> None:
-    """Gives it its name; a mark tells until then that it is not whole (atomic.py)."""
-    await asyncio.to_thread(atomic.mark_move, Path(self.get()), Path(self.get_final()))
-    try:
-      await super().finalize()
-    except OSError as error:
-      if not atomic.is_refusal(error):
-        raise
-    await asyncio.to_thread(atomic.finish_move, Path(self.get_final()))
-
-
 class Checkpoints:
   """The checkpoints under one directory.
 
   A checkpoint that can't be written (a full disk) raises InputError from the next call of `save`,
-  `wait` or `close`.
+  `wait` or `close`. With several processes, which would wait for each other, it ends all of them
+  within some seconds (health.py).
 
   architecture: sizes of the model; to restore a checkpoint with another one is an error.
   left_out: names of arrays, or of subtrees, that are not written. To restore, the caller passes
@@ -102,7 +76,6 @@ class Checkpoints:
     left_out: Sequence[str] = (),
     keep: int = 2,
   ) -> None:
-    logging.getLogger("absl").addFilter(_is_not_orbax_traceback)
     self._directory = directory.absolute()
     self._architecture = json.loads(json.dumps(dict(architecture)))
     self._left_out = tuple(f"{name}." for name in left_out)
@@ -111,7 +84,7 @@ class Checkpoints:
       create=True,
       enable_async_checkpointing=True,
       async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_WRITE),
-      temporary_path_class=_MarkedPath,
+      temporary_path_class=checkpoint_manager.MarkedPath,
     )
     self._checksums = checksums.ChecksumWriter()
     self._keep = keep
@@ -120,8 +93,9 @@ class Checkpoints:
     self._saved: set[int] = set()  # steps of this process, which may still be written
     self.identity: dict[str, Any] | None = None
     try:
-      self._manager = _StepwiseManager(
+      self._manager = checkpoint_manager.StepwiseManager(
         self._directory,
+        on_failure=self._tell,
         options=options,
         item_handlers={
           # Trained floats don't get smaller, and to compress them takes most of a save's work.
@@ -368,18 +342,31 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Turns the system's write errors into InputError. TensorStore's are ValueErrors."""
+    """Turns the system's write errors into InputError."""
     try:
       yield
     except (OSError, ValueError) as error:
-      match = re.search(r"([^:]+) \[os_error_code=", str(error))
-      if not (match or isinstance(error, OSError)):
+      self._tell(error)
+      if (reason := checkpoint_manager.system_reason(error)) is None:
         raise
-      reason = match[1].strip() if match else getattr(error, "strerror", None) or str(error)
-      raise errors.InputError(
-        f"{self._directory}: a checkpoint can't be written ({reason}); the last complete one is "
-        f"{self.latest() or 'none'}, from which the same command goes on"
-      ) from error
+      raise errors.InputError(self._unwritten(reason)) from error
+
+  def _unwritten(self, reason: str) -> str:
+    last = max((s for s in self._manager.all_steps() if atomic.is_whole(self._path(s))), default="")
+    return (
+      f"{self._directory}: a checkpoint can't be written ({reason}); the last complete one is "
+      f"{last or 'none'}, from which the same command goes on"
+    )
+
+  def _tell(self, error: Exception) -> None:
+    """Ends all processes, which would wait for this one's part. Any thread may call it."""
+    if processes.count_joined() == 1 or checkpoint_manager.is_of_another(error):
+      return
+    reason = checkpoint_manager.system_reason(error)
+    if reason is None:
+      traceback.print_exception(error)
+    line = self._unwritten(_reason(error) if reason is None else reason)
+    processes.tell_failure(line, 1 if reason is None else 2)
 
   def _read(self, where: str, step: int, **items: Any) -> Any:
     try:
@@ -401,11 +388,6 @@ def _replace(old: Path, new: Path) -> None:
 
 def _saving() -> contextlib.AbstractContextManager[None]:
   return console.doing("saving a checkpoint")
-
-
-def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
-  """Whether to log a message: not tracebacks of Orbax's threads, whose errors are raised, too."""
-  return not (record.exc_info and "orbax" in record.pathname)
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:

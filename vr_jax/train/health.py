@@ -4,7 +4,7 @@ A process that waits in a collective operation for one that is gone or stuck wou
 So each process looks at itself: where its task and what it waits for have not changed for
 config.log.hang_timeout, it writes the stacks of its threads to <workdir>/health/<process>.stacks,
 names the process that the others wait for, and ends with exit code 1. Whoever started it starts it
-again.
+again. It also ends when a process has told that it failed where the others can only wait for it.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,11 @@ import socket
 import sys
 import threading
 import time
+from typing import NoReturn
 
 import jax
 
-from vr_jax import atomic, durations, errors, goodput, process_state
+from vr_jax import atomic, buckets, durations, errors, goodput, process_state
 from vr_jax.parallel import processes
 from vr_jax.train import background, compilations, console, lease
 
@@ -122,6 +123,8 @@ class _HealthWatch:
       if mark != last:
         last, since = mark, time.monotonic()
       self.write("running")
+      if failure := processes.told_failure():
+        self._end_as_told(failure)
       if processes.is_first() and jax.process_count() > 1:
         silence.look()
       waited = time.monotonic() - since
@@ -132,6 +135,17 @@ class _HealthWatch:
       if places == before:
         self._end(waited)
       next_look = time.monotonic() + min(self._hang_timeout, LOOK)
+
+  def _end_as_told(self, failure: processes.Failure) -> NoReturn:
+    """Ends this process, as it, or one of the others, would wait in vain."""
+    line = failure.line
+    if failure.process != processes.joined_index():
+      line = f"process {failure.process} on {failure.host} has failed, so this one ends: {line}"
+    line = buckets.explained(f"vr-jax: {line}")
+    print(errors.printable(line), file=sys.stderr, flush=True)
+    processes.meet_to_end(3 * PERIOD)  # the others look a little later
+    self.write("failed", line.removeprefix("vr-jax: "))
+    os._exit(failure.code)
 
   def _places(self) -> list[tuple[int, str, int, str]]:
     """Where the other processes are."""
