@@ -109,3 +109,32 @@ def test_lines_are_written_when_they_are_complete():
 )
 def test_the_flag_is_read_as_the_command_line_reads_it(flags, asked):
   assert json_lines.is_asked(["vr-jax", *flags, "--mode=check"]) == asked
+
+
+ON_TPU = {"TPU_WORKER_ID": "3"}
+ON_SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
+
+
+@pytest.mark.parametrize(
+  ("flags", "environment", "process"),
+  [
+    ([], {}, None),
+    (["--process_id=7"], {}, 7),
+    (["--process_id", "0"], ON_TPU, 0),
+    (["--process_id=seven"], {}, None),
+    ([], ON_TPU, 3),
+    ([], ON_TPU | {"MEGASCALE_SLICE_ID": "1"}, None),
+    ([], ON_SLURM, 2),
+    ([], ON_SLURM | {"SLURM_NTASKS": "1"}, None),
+  ],
+)
+def test_before_the_processes_have_joined_a_line_has_the_index_that_is_known(
+  flags, environment, process, capsys, monkeypatch
+):
+  for name in ("TPU_WORKER_ID", "MEGASCALE_SLICE_ID", "SLURM_NTASKS", "SLURM_PROCID"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  assert main.cli(["vr-jax", "--config=none:tiny", "--log_format=json", *flags]) == 2
+  (line,) = read(capsys.readouterr().err)
+  assert line["process"] == process

@@ -3,21 +3,26 @@
     {"time": "2026-11-30T20:00:00.000+00:00", "severity": "INFO", "message": "rl 20/200  …",
      "process": 1, "host": "host-b", "stage": "rl"}
 
+`process` is null where that is not known: before a process has joined the others, unless a flag or
+the machine says it, and in commands that are no part of a run.
+
 Each line that Python prints on stdout or stderr becomes one, and so do lines that are written at
 once, as a traceback. What libraries written in other languages print themselves stays as it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import datetime
 import io
 import json
+import os
 import socket
 import sys
 import threading
 from typing import TextIO
 
 FLAG = "--log_format"
+_process: int | None = None
 
 
 class JsonLines(io.TextIOBase):
@@ -67,24 +72,43 @@ class JsonLines(io.TextIOBase):
 
 def _place() -> dict[str, object]:
   """Which process this is, and what it is at. Modules that import JAX are not imported for it."""
-  processes, console = (
-    sys.modules.get(f"vr_jax.{name}") for name in ("parallel.processes", "train.console")
-  )
+  console = sys.modules.get("vr_jax.train.console")
   return {
-    "process": processes.joined_index() if processes else 0,
+    "process": _process,
     "host": socket.gethostname(),
     "stage": console.snapshot().task if console else "",
   }
 
 
+def note_process(index: int | None) -> None:
+  """Says from now on that this process has this index."""
+  global _process
+  _process = index
+
+
+def find_process(words: Sequence[str], environment: Mapping[str, str]) -> int | None:
+  """The index that this process will have, if a command line or the machine says it."""
+  given = _last(words, "--process_id")
+  if not given and environment.get("SLURM_NTASKS", "1") != "1":
+    given = environment.get("SLURM_PROCID", "")
+  if not given and "MEGASCALE_SLICE_ID" not in environment:  # workers of each slice count from 0
+    given = environment.get("TPU_WORKER_ID", "")
+  return int(given) if given.isdecimal() and given.isascii() else None
+
+
 def is_asked(words: Sequence[str]) -> bool:
-  """Whether a command line wants JSON lines. As for all flags, the last value counts."""
-  asked = ""
+  """Whether a command line wants JSON lines."""
+  return _last(words, FLAG) == "json"
+
+
+def _last(words: Sequence[str], flag: str) -> str:
+  """The value of a flag; the last one counts, as for all flags. "": it is not given."""
+  found = ""
   for word, following in zip(words, [*words[1:], ""], strict=True):
     name, equals, value = word.partition("=")
-    if f"--{name.lstrip('-')}" == FLAG and name.startswith("-"):
-      asked = value if equals else following
-  return asked == "json"
+    if f"--{name.lstrip('-')}" == flag and name.startswith("-"):
+      found = value if equals else following
+  return found
 
 
 @contextlib.contextmanager
@@ -93,6 +117,7 @@ def written(words: Sequence[str]) -> Iterator[None]:
   if not is_asked(words):
     yield
     return
+  note_process(find_process(words, os.environ))
   before = sys.stdout, sys.stderr
   streams = JsonLines(sys.stdout, "INFO"), JsonLines(sys.stderr, "ERROR")
   sys.stdout, sys.stderr = streams

@@ -183,10 +183,11 @@ def _run_in_cluster(words: Sequence[str]) -> int:
 
 def in_cluster(words: Sequence[str], work: Callable[[], None]) -> int:
   """Joins the other processes of a run and works with them; returns the exit code."""
-  processes = cluster_flags.parse(words)
-  from vr_jax.parallel import cluster, preemption
+  found = cluster_flags.parse(words)
+  from vr_jax.parallel import cluster, preemption, processes
 
-  cluster.join(processes)
+  cluster.join(found)
+  json_lines.note_process(processes.joined_index())
   try:
     with preemption.noticed():
       work()
