@@ -171,3 +171,22 @@ def test_files_of_processes_that_are_renewed_belong_to_another_run(tmp_path, mon
     began = time.monotonic()
     lease.check_alone(tmp_path)
     assert time.monotonic() - began < 0.3
+
+
+@pytest.mark.parametrize(
+  ("age", "waits"), [(lease.LONG_GONE - 60, True), (lease.LONG_GONE + 60, False)]
+)
+def test_the_lease_of_another_host_ends_an_hour_after_its_last_sign(
+  tmp_path, monkeypatch, age, waits
+):
+  """A younger sign may be that of a run whose clock is late: it is seen whether another follows."""
+  monkeypatch.setattr(lease, "PERIOD", 0.2)
+  gone = dataclasses.replace(HERE, host="host-7", time=time.time() - age)
+  other = lease.Lease(start="other", host="host-7", pid=gone.pid)
+  (tmp_path / "health").mkdir()
+  process_state.path(tmp_path, 0).write_text(json.dumps(dataclasses.asdict(gone)))
+  (tmp_path / "health" / "lease").write_text(json.dumps(dataclasses.asdict(other)))
+  began = time.monotonic()
+  with lease.hold(tmp_path):
+    seconds = time.monotonic() - began
+  assert (seconds > 1) == waits and seconds < 5
