@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from tests.faults import runs
 from tests.rewards import judge_server
 from tests.traces import trace_runs
+from tests.train import nano
 from vr_jax import errors, model_endpoint
 from vr_jax.data import batches, frame_store, sampling, trace_store
 from vr_jax.traces import stage as traces_stage
@@ -248,3 +250,29 @@ def test_a_missing_package_is_named_with_its_extra(data, tmp_path, server, monke
   monkeypatch.setitem(sys.modules, "openai", None)
   with pytest.raises(errors.InputError, match=r"openai is missing; pip install 'vr_jax\[judge\]'"):
     traces_stage.write(config(data, server), tmp_path)
+
+
+def test_of_two_processes_the_first_asks_and_both_end_well(data, tmp_path, server):
+  server.answer = knowing(data)
+  traces_stage.write(config(data, server), tmp_path / "one")
+  requests = len(server.requests)
+  made = {**nano.OVERRIDES, **trace_runs.OVERRIDES, "data.directory": data}
+  made |= {"traces.writer": "openai", "traces.model": "a-writer", "traces.key_variable": VARIABLE}
+  made["traces.base_url"] = server.url("openai")
+  flags = [f"--config.{name}={value}" for name, value in made.items()]
+  words = ["--config=configs/videop2r.py:tiny", *flags, "--mode=traces"]
+  for number, more in enumerate(([], ["--config.traces.writer=sampler"])):
+    workdir = tmp_path / f"two {number}"
+    run = runs.LocalRun.start(
+      [*words, *more, f"--workdir={workdir}"], workdir, processes=2, module="vr_jax.main"
+    )
+    ended = run.finish(100)
+    if not more:
+      assert ended.codes == (0, 0), ended.said
+      assert len(server.requests) == 2 * requests
+      one, two = (each / "traces" / "traces.jsonl" for each in (tmp_path / "one", workdir))
+      assert two.read_text() == one.read_text() != ""
+    else:
+      assert ended.codes == (2, 2), ended.said
+      for said in ended.said:
+        assert "vr-jax: config.traces.writer=sampler: samples in one process" in said

@@ -18,6 +18,7 @@ import ml_collections
 from vr_jax import atomic, errors, optional_sections, schema
 from vr_jax.data import examples, ingest, trace_store
 from vr_jax.envs import registry
+from vr_jax.parallel import processes
 from vr_jax.traces import beam, proposers
 from vr_jax.traces import filter as filter_lib
 from vr_jax.train import config_checks, console, paths
@@ -26,12 +27,18 @@ from vr_jax.train import config_checks, console, paths
 def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Writes config.traces.directory, or resumes an interrupted start.
 
+  Of several processes, which call it together, the first one asks the endpoint and the judge.
+
   Raises:
     InputError: the recipe has no observations, the instruction doesn't ask for the tags, there is
       no data, a package is missing, the writer or judge doesn't work, or the directory holds other
-      traces.
+      traces. With several processes, also if this project's sampler is to write.
   """
   _check(config)
+  processes.first_for_all("traces", lambda: _write(config, workdir))
+
+
+def _write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   section, source = config.traces, paths.shards_directory(config, workdir)
   if not atomic.is_whole(source):
     raise errors.InputError(f"{source}: no such data; run --mode=data first")
@@ -74,14 +81,16 @@ def decide(
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-  if jax.process_count() > 1:
-    raise errors.InputError(
-      "--mode=traces: one process writes traces; config.traces.workers adds more"
-    )
   if not registry.environment_class(config.recipe).has_observation or "traces" not in config:
     raise errors.InputError(
       f"config.recipe={config.recipe}: its replies hold no observation; "
       "traces are those of videop2r"
+    )
+  if config.traces.writer == "sampler" and jax.process_count() > 1:
+    raise errors.InputError(
+      f"config.traces.writer=sampler: samples in one process, but here are {jax.process_count()}; "
+      "start --mode=traces as one process, on one host, or let an endpoint write "
+      "(--config.traces.writer=openai; vr-jax serve is one)"
     )
   config_checks.check_template(config, told=config.traces.writer != "sampler")
 
