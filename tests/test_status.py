@@ -105,6 +105,11 @@ def test_no_workdir_is_one_line(tmp_path, capsys):
     ({0: {"waiting": True}, 1: {"waiting": True}, 3: {"waiting": True}}, [2]),
     ({index: {"waiting": True} for index in range(4)}, []),
     ({0: {"waiting": True}, 3: {"done": 11}}, [3]),
+    # Two wait on their devices for the one that reads, and the fourth for a text of it.
+    ({0: {"waiting": True}, 2: {"activity": "reading the next batch"}}, [2]),
+    # One was about to note its step, for which it needs the one that reads.
+    ({1: {"done": 11, "waiting": True}, 2: {"done": 11}}, [2]),
+    ({1: {"done": 11, "waiting": True}, 2: {"done": 11, "waiting": True}}, [1, 2]),
   ],
 )
 def test_the_process_that_the_others_wait_for_is_found(changes, late):

@@ -81,12 +81,17 @@ def find_late(states: Sequence[ProcessState], now: float) -> list[ProcessState]:
     return ended
   furthest = max((each.done for each in running), default=0)
   behind = [each for each in running if each.done < furthest]
-  if behind:
-    return behind
-  busy = [each for each in running if not each.waiting]
-  if len(busy) < len(running) and busy:
-    return busy
-  activities = [each.activity for each in running]
+  late = behind or running
+  busy = [each for each in late if not each.waiting]
+  if behind or (busy and len(busy) < len(running)):
+    # Those that wait for each other on their devices don't exchange anything: they seem to be busy.
+    return _unlike(busy) or busy or behind
+  return _unlike(running)
+
+
+def _unlike(states: Sequence[ProcessState]) -> list[ProcessState]:
+  """The few that do something else than most do."""
+  activities = [each.activity for each in states]
   common = max(set(activities), key=activities.count, default="")
-  alone = [each for each in running if each.activity != common]
-  return alone if 2 * len(alone) < len(running) else []
+  alone = [each for each in states if each.activity != common]
+  return alone if 2 * len(alone) < len(states) else []
