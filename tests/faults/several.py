@@ -178,7 +178,7 @@ def full_disk(root: Path, setting: Setting) -> dict[str, Any]:
         file.flush()
     ended = run.finish()
     lines = [line for said in ended.said for line in said.splitlines()]
-    said = [line for line in lines if line.startswith("vr-jax: ")]
+    said = [line for line in lines if line.startswith("vr-jax: ") and "No space left" in line]
     # The others may say how they lost the one that ends.
     traced = any(
       "Traceback" in text for code, text in zip(ended.codes, ended.said, strict=True) if code == 2

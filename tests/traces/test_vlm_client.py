@@ -21,15 +21,18 @@ data = trace_runs.data
 server = judge_server.fixture(VARIABLE)
 
 
-def config(data, server, **overrides):
-  fields = {
+def endpoint(server):
+  return {
     "traces__writer": "openai",
     "traces__model": "a-writer",
     "traces__base_url": server.url("openai"),
     "traces__key_variable": VARIABLE,
     "traces__timeout": 5.0,
   }
-  return trace_runs.config(data, **{**fields, **overrides})
+
+
+def config(data, server, **overrides):
+  return trace_runs.config(data, **{**endpoint(server), **overrides})
 
 
 def images_of(data, example):
@@ -255,24 +258,20 @@ def test_a_missing_package_is_named_with_its_extra(data, tmp_path, server, monke
 def test_of_two_processes_the_first_asks_and_both_end_well(data, tmp_path, server):
   server.answer = knowing(data)
   traces_stage.write(config(data, server), tmp_path / "one")
-  requests = len(server.requests)
-  made = {**nano.OVERRIDES, **trace_runs.OVERRIDES, "data.directory": data}
-  made |= {"traces.writer": "openai", "traces.model": "a-writer", "traces.key_variable": VARIABLE}
-  made["traces.base_url"] = server.url("openai")
+  requests, workdir = len(server.requests), tmp_path / "two"
+  named = {name.replace("__", "."): value for name, value in endpoint(server).items()}
+  made = {**nano.OVERRIDES, **trace_runs.OVERRIDES, "data.directory": data, **named}
   flags = [f"--config.{name}={value}" for name, value in made.items()]
-  words = ["--config=configs/videop2r.py:tiny", *flags, "--mode=traces"]
-  for number, more in enumerate(([], ["--config.traces.writer=sampler"])):
-    workdir = tmp_path / f"two {number}"
-    run = runs.LocalRun.start(
-      [*words, *more, f"--workdir={workdir}"], workdir, processes=2, module="vr_jax.main"
-    )
-    ended = run.finish(100)
-    if not more:
-      assert ended.codes == (0, 0), ended.said
-      assert len(server.requests) == 2 * requests
-      one, two = (each / "traces" / "traces.jsonl" for each in (tmp_path / "one", workdir))
-      assert two.read_text() == one.read_text() != ""
-    else:
-      assert ended.codes == (2, 2), ended.said
-      for said in ended.said:
-        assert "vr-jax: config.traces.writer=sampler: samples in one process" in said
+  words = ["--config=configs/videop2r.py:tiny", *flags, "--mode=traces", f"--workdir={workdir}"]
+  ended = runs.LocalRun.start(words, workdir, processes=2, module="vr_jax.main").finish(100)
+  assert ended.codes == (0, 0), ended.said
+  assert len(server.requests) == 2 * requests
+  one, two = (each / "traces" / "traces.jsonl" for each in (tmp_path / "one", workdir))
+  assert two.read_text() == one.read_text() != ""
+
+
+def test_two_processes_do_not_sample_traces(data, tmp_path, monkeypatch):
+  monkeypatch.setattr("jax.process_count", lambda: 2)
+  refused = pytest.raises(errors.InputError, match="writer=sampler: samples in one process, but ")
+  with refused:
+    traces_stage.write(trace_runs.config(data), tmp_path)
