@@ -1,10 +1,10 @@
 """Writes answer_rules.json: what lmms-eval 0.7.3's programs make of odd replies (`make lmms`).
 
-.venv-lmms/bin/python tests/golden/answer_rules.py [--check] [--vcr_bench=CLONE]
+.venv-lmms/bin/python tests/golden/answer_rules.py [--check]
 
 Runs in lmms-eval's own environment, so nothing of vr_jax is imported. --check compares with the
-file instead of writing it, and exits with 1 if they differ. Programs that lmms-eval lacks are run
-from a clone: VCR-Bench's totals (zhishuifeiqian/VCR-Bench); without it, what the file has is kept.
+file instead of writing it, and exits with 1 if they differ. `python -m benchmarks.official_scores`
+does the same with the authors' programs.
 """
 
 import argparse
@@ -35,15 +35,12 @@ MLVU = ("anomaly_reco", "count", "ego", "needle", "order", "plotQA", "topic_reas
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("--check", action="store_true")
-  parser.add_argument("--vcr_bench", type=Path)
   arguments = parser.parse_args()
   path = HERE.with_suffix(".json")
   known = json.loads(path.read_text()) if path.exists() else {}
   cases = json.loads(HERE.with_name("answer_rule_cases.json").read_text())
   with contextlib.redirect_stdout(io.StringIO()):
     found = read_all(cases)
-    vcr = arguments.vcr_bench
-    found["vcr_bench"] = known.get("vcr_bench") if vcr is None else add_up_vcr(vcr)
   text = write(found)
   if not arguments.check:
     path.write_text(text)
@@ -187,19 +184,6 @@ def add_up_mlvu(tasks):
     for each in found
   ]
   return {"scores": scores, "M-Avg": tasks["mlvu"].mlvu_aggregate_results_dev(results)}
-
-
-def add_up_vcr(clone):
-  """Drawn recalls and precisions by kind of step, some of them missing, and VCR-Bench's totals."""
-  path = clone / "eval_code" / "cau_total.py"
-  spec = importlib.util.spec_from_file_location("cau_total", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  rng = random.Random(2)
-  kinds = ("Video", "logic", "overall")
-  names = [f"{kind}_{each}" for kind in kinds for each in ("recall", "precision")]
-  items = [{name: rng.choice(["", 0, 0.25, 0.5, 1]) for name in names} for _ in range(12)]
-  return {"items": items, "totals": module.calculate_metrics(items)["overall_metrics"]}
 
 
 def write(found):

@@ -261,7 +261,7 @@ METRICS: Mapping[str, BenchmarkMetric] = {
     combine=_mlvu,
     nest="task",
     not_shares=("G-Avg", _GENERATION),
-    source="MLVU (arXiv 2406.04264), choice_bench.py and generation_evaluation/calculate.py",
+    source="MLVU (arXiv 2406.04264): M-Avg; its choice_bench.py has accuracy; calculate.py: G-Avg",
   ),
   "lvbench": BenchmarkMetric(
     headline="accuracy",

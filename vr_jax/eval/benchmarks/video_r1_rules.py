@@ -108,7 +108,7 @@ def _number_text(reply: str) -> str:
     if stated := lead.search(reply):
       return stated[1].upper()
   if stated := _NUMBER_LEAD.search(reply):
-    return stated[1].strip()
+    return stated[1].strip() or reply  # the program reads the whole reply for an empty answer
   return _easy_letter(reply) or _THINKING.sub("", reply).strip() or reply.strip()
 
 
