@@ -1,20 +1,20 @@
 """The benchmarks' own programs: where they are, and how they are read for `official_side`.
 
 Imports nothing of vr_jax, nor what the programs import: most load a model and decode videos where
-they are imported. So the functions that score, and the loops over questions, are compiled from the
-file as they stand.
+they are imported. So the functions that score, and the loops over questions, become a module of
+their own, as they stand.
 """
 
 import ast
 from collections.abc import Iterator
 import dataclasses
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 import re
 import sys
 import textwrap
-import types
 from typing import Any
 
 
@@ -154,20 +154,26 @@ PROGRAMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-  """What is run of a file, and a checksum of its text."""
+  """What is run of a program, as a module of its own, and a checksum of its text."""
 
-  functions: types.CodeType
-  rest: types.CodeType
+  module: Path
   checksum: str
 
   def load(self, **given: Any) -> dict[str, Any]:
-    """The file's functions, which find `given` where the file has its imports and its model."""
-    exec(self.functions, given)
-    return given
+    """Imports it, and returns what it defines.
+
+    given: what the program has by its imports, and what takes the place of its model and data.
+    """
+    spec = importlib.util.spec_from_file_location(self.module.stem, self.module)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    vars(module).update(given)
+    spec.loader.exec_module(module)
+    return vars(module)
 
 
-def read(file: Path, program: Program) -> Code:
-  """Compiles what is run of a file. Exits with one line if it isn't there."""
+def read(file: Path, program: Program, module: Path) -> Code:
+  """Writes what is run of a file as a module. Exits with one line if a name isn't there."""
   text = file.read_text()
   if file.suffix == ".ipynb":
     cells = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
@@ -180,12 +186,10 @@ def read(file: Path, program: Program) -> Code:
   ends = max(node.end_lineno or 0 for node in chosen)
   rest = [node for node in body if node.lineno > ends] if program.rest else []
   segments = (ast.get_source_segment(text, node, padded=True) or "" for node in [*chosen, *rest])
-  lines = [line.rstrip() for each in segments for line in textwrap.dedent(each).splitlines()]
-  return Code(
-    compile(ast.Module(chosen, []), str(file), "exec"),
-    compile(ast.Module(rest, []), str(file), "exec"),
-    hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
-  )
+  lines = [line for each in segments for line in textwrap.dedent(each).splitlines()]
+  module.write_text("\n".join(lines) + "\n")
+  bare = "\n".join(line.rstrip() for line in lines)
+  return Code(module, hashlib.sha256(bare.encode()).hexdigest()[:16])
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:

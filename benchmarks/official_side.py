@@ -58,9 +58,7 @@ def _run_loop(code: Code, examples: list[Case], **given: Any) -> dict[str, float
     }
     for each in examples
   ]
-  found = code.load(dataset=dataset, tqdm=iter, json=json, **given)
-  exec(code.rest, found)
-  return found["final_res"]
+  return code.load(dataset=dataset, tqdm=iter, json=json, **given)["final_res"]
 
 
 def mvbench(codes: dict[str, Code], cases: Case) -> Case:
@@ -112,9 +110,7 @@ def mlvu_open(codes: dict[str, Code], cases: Case) -> Case:
     with tempfile.TemporaryDirectory() as folder:
       for place, each in enumerate(marks):
         (Path(folder) / f"{place}.json").write_text(json.dumps([{"explain": each}]))
-      found = codes[f"mlvu_{task}"].load(path=folder, os=os, json=json)
-      exec(codes[f"mlvu_{task}"].rest, found)
-    totals[task] = found["total"]
+      totals[task] = codes[f"mlvu_{task}"].load(path=folder, os=os, json=json)["total"]
   return {"totals": {"mlvu_open": totals}}
 
 
@@ -320,10 +316,13 @@ READERS: tuple[tuple[Reader, tuple[str, ...]], ...] = (
 )
 
 
-def run_all(official: Path, cases: Case) -> Case:
-  """What the programs that are there make of the cases, and which programs these are."""
+def run_all(official: Path, cases: Case, modules: Path) -> Case:
+  """What the programs that are there make of the cases, and which programs these are.
+
+  modules: a directory for what is run of them.
+  """
   codes = {
-    name: read(file, program)
+    name: read(file, program, modules / f"{name}.py")
     for name, program in PROGRAMS.items()
     if (file := official / program.repository.split("/")[1] / program.path).exists()
   }
@@ -347,7 +346,7 @@ def main() -> None:
     contextlib.chdir(folder),
     contextlib.redirect_stdout(io.StringIO()),
   ):
-    found = run_all(official, cases)
+    found = run_all(official, cases, Path(folder))
   json.dump(found, sys.stdout)
 
 

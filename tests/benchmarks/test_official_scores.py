@@ -66,14 +66,12 @@ def test_code_is_read_from_loops_and_notebooks_without_what_stands_around_it(tmp
     "class Score:\n  def score(self):\n    return 0\ntotal = score(2)\n"
   )
   program = official_programs.Program("a/b", "c", "script.py", ("score",), rest=True)
-  code = official_programs.read(script, program)
-  found = code.load(base=1)
-  exec(code.rest, found)
-  assert found["total"] == 3
+  code = official_programs.read(script, program, tmp_path / "read.py")
+  assert code.load(base=1)["total"] == 3
 
   notebook = tmp_path / "script.ipynb"
   cells = ["%load_ext x", "import nowhere", "def score(x):\n  return base + x"]
   cells += ["class Score:\n  def score(self):\n    return 0", "total = score(2)"]
   kept = [{"cell_type": "code", "source": cell.splitlines(keepends=True)} for cell in cells]
   notebook.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": "#"}, *kept]}))
-  assert official_programs.read(notebook, program).checksum == code.checksum
+  assert official_programs.read(notebook, program, tmp_path / "read.py").checksum == code.checksum
