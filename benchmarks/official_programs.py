@@ -19,7 +19,7 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class OfficialProgram:
   """A file of a repository, and what of it is run.
 
   repository, commit: where it was read for the record.
@@ -40,35 +40,35 @@ _MLVU, _TEMPCOMPASS = "JUNJIE99/MLVU", "llyx97/TempCompass"
 _TEMPCOMPASS_COMMIT = "75361fdd1809dad66bcc3a44f4f1197d838afcb5"
 _VIDEO_R1 = ("extract_answer", "normalize_number", "mean_relative_accuracy", "reward_fn")
 PROGRAMS = {
-  "mvbench": Program(
+  "mvbench": OfficialProgram(
     "OpenGVLab/Ask-Anything",
     "4631cd62923152988c4d850ddcb5227f24231393",
     "video_chat2/mvbench.ipynb",
     ("infer_mvbench", "check_ans"),
     rest=True,
   ),
-  "mlvu": Program(
+  "mlvu": OfficialProgram(
     _MLVU,
     "0b16f40f19ecbac56bcd30736bbfa3a020091d8a",
     "videochat2/choice_bench.py",
     ("check_ans",),
     rest=True,
   ),
-  "mlvu_sub_scene": Program(
+  "mlvu_sub_scene": OfficialProgram(
     _MLVU,
     "ae66ef9c20880ef5b38f323a8b6f05207d68d7db",
     "generation_evaluation/calculate.py",
     ("extract_scores",),
     rest=True,
   ),
-  "mlvu_summary": Program(
+  "mlvu_summary": OfficialProgram(
     _MLVU,
     "ae66ef9c20880ef5b38f323a8b6f05207d68d7db",
     "generation_evaluation/calculate_sum.py",
     ("extract_scores",),
     rest=True,
   ),
-  "video_mme": Program(
+  "video_mme": OfficialProgram(
     "deeplearning-LI/parse_answer",  # a fork of thanku-all/parse_answer
     "0379c42c7d633aa1fac4dddf89156d39ee188796",
     "eval_your_results.py",
@@ -77,34 +77,34 @@ PROGRAMS = {
       *("extract_characters_regex", "eval_your_results"),
     ),
   ),
-  "lvbench": Program(
+  "lvbench": OfficialProgram(
     "THUDM/LVBench",
     "1dd4612d63907c2836627c665a7bbccc050df3b8",
     "lvbench/utils/answer_util.py",
     ("polish_answer",),
   ),
-  "lvbench_accuracy": Program(
+  "lvbench_accuracy": OfficialProgram(
     "THUDM/LVBench",
     "dd7d99db5fefe0da59bfe9415a4afb64ed1f4801",
     "lvbench/metrics/compute_accuracy.py",
     ("compute_accuracy",),
   ),
-  "tempcompass": Program(
+  "tempcompass": OfficialProgram(
     _TEMPCOMPASS, _TEMPCOMPASS_COMMIT, "utils/eval_utils.py", ("print_result",)
   ),
-  "tempcompass_multi-choice": Program(
+  "tempcompass_multi-choice": OfficialProgram(
     _TEMPCOMPASS, _TEMPCOMPASS_COMMIT, "eval_multi-choice.py", ("main",)
   ),
-  "tempcompass_caption_matching": Program(
+  "tempcompass_caption_matching": OfficialProgram(
     _TEMPCOMPASS,
     _TEMPCOMPASS_COMMIT,
     "eval_caption_matching.py",
     ("check_ans", "eval_rule", "main"),
   ),
-  "tempcompass_yes_no": Program(
+  "tempcompass_yes_no": OfficialProgram(
     _TEMPCOMPASS, _TEMPCOMPASS_COMMIT, "eval_yes_no.py", ("extract_pred", "main")
   ),
-  "vsi_bench": Program(
+  "vsi_bench": OfficialProgram(
     "vision-x-nyu/thinking-in-space",
     "e6a72f397d7abf3608bb51f5edcb74753f87d234",
     "lmms_eval/tasks/vsibench/utils.py",
@@ -115,7 +115,7 @@ PROGRAMS = {
       *("vsibench_process_results", "vsibench_aggregate_results"),
     ),
   ),
-  "vcr_bench": Program(
+  "vcr_bench": OfficialProgram(
     "zhishuifeiqian/VCR-Bench",
     "4e564b77ec3afff0d43da2b539fc288266766147",
     "eval_code/eval.py",
@@ -125,25 +125,25 @@ PROGRAMS = {
       *("calculate_space_iou", "calculate_precision", "match_answer", "recall", "precision"),
     ),
   ),
-  "vcr_bench_totals": Program(
+  "vcr_bench_totals": OfficialProgram(
     "zhishuifeiqian/VCR-Bench",
     "5821d784a225895e94ef93d39558c3345aca91fe",
     "eval_code/cau_total.py",
     ("calculate_metrics",),
   ),
-  "mmvu": Program(
+  "mmvu": OfficialProgram(
     "yale-nlp/MMVU",
     "f5bc479081726208704965536374833df08ab701",
     "utils/eval_utils.py",
     ("get_acc_async",),
   ),
-  "video_r1": Program(
+  "video_r1": OfficialProgram(
     "willisguo14/Video-R1",  # a fork of tulerfeng/Video-R1
     "07ad2db6fd0540615a5b512f48a4e94e6ee400c3",
     "src/eval_bench.py",
     _VIDEO_R1,
   ),
-  "easy_video_r1": Program(
+  "easy_video_r1": OfficialProgram(
     "cyuQ1n/EasyVideoR1",
     "65fb76d3261498502f804f6a002776bd004fe177",
     "eval/code/AsyncLLMEngine_eval_videobench_qwen3vl_multi_task.py",
@@ -153,7 +153,7 @@ PROGRAMS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Code:
+class ProgramCode:
   """What is run of a program, as a module of its own, and a checksum of its text."""
 
   module: Path
@@ -172,7 +172,7 @@ class Code:
     return vars(module)
 
 
-def read(file: Path, program: Program, module: Path) -> Code:
+def read(file: Path, program: OfficialProgram, module: Path) -> ProgramCode:
   """Writes what is run of a file as a module. Exits with one line if a name isn't there."""
   text = file.read_text()
   if file.suffix == ".ipynb":
@@ -189,7 +189,7 @@ def read(file: Path, program: Program, module: Path) -> Code:
   lines = [line for each in segments for line in textwrap.dedent(each).splitlines()]
   module.write_text("\n".join(lines) + "\n")
   bare = "\n".join(line.rstrip() for line in lines)
-  return Code(module, hashlib.sha256(bare.encode()).hexdigest()[:16])
+  return ProgramCode(module, hashlib.sha256(bare.encode()).hexdigest()[:16])
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:

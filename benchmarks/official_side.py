@@ -25,7 +25,7 @@ import types
 import typing
 from typing import Any
 
-from benchmarks.official_programs import PROGRAMS, Code, read
+from benchmarks.official_programs import PROGRAMS, ProgramCode, read
 
 Case = dict[str, Any]
 OPTIONS = ("dog", "cat", "a red ball", "bird")
@@ -49,7 +49,7 @@ class _Clip:
     return self
 
 
-def _run_loop(code: Code, examples: list[Case], **given: Any) -> dict[str, float]:
+def _run_loop(code: ProgramCode, examples: list[Case], **given: Any) -> dict[str, float]:
   """MVBench's and MLVU's loops over questions: percent of right answers by task, and "Avg"."""
   dataset = [
     {
@@ -61,7 +61,7 @@ def _run_loop(code: Code, examples: list[Case], **given: Any) -> dict[str, float
   return code.load(dataset=dataset, tqdm=iter, json=json, **given)["final_res"]
 
 
-def mvbench(codes: dict[str, Code], cases: Case) -> Case:
+def mvbench(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """The notebook's loop, with its `infer_mvbench`."""
   model = types.SimpleNamespace(encode_img=lambda clip, text: (clip.reply, None))
   given = {
@@ -72,7 +72,7 @@ def mvbench(codes: dict[str, Code], cases: Case) -> Case:
   return _choices(cases, lambda examples: _run_loop(codes["mvbench"], examples, **given), "mvbench")
 
 
-def mlvu(codes: dict[str, Code], cases: Case) -> Case:
+def mlvu(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """The script's loop; its `answer` strips what the model wrote."""
   given = {
     "infer_mvbench": lambda example, **_: example["video"].reply.strip(),
@@ -103,7 +103,7 @@ def _option(letter: str, template: str = "{}. {}") -> str:
   return template.format(letter, OPTIONS["ABCD".index(letter)])
 
 
-def mlvu_open(codes: dict[str, Code], cases: Case) -> Case:
+def mlvu_open(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """Means of the marks of MLVU's two open tasks, and their sum."""
   totals = {}
   for task, marks in cases["sets"]["marks"].items():
@@ -114,7 +114,7 @@ def mlvu_open(codes: dict[str, Code], cases: Case) -> Case:
   return {"totals": {"mlvu_open": totals}}
 
 
-def video_mme(codes: dict[str, Code], cases: Case) -> Case:
+def video_mme(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """Overall values as the script prints them, to a tenth: of each duration, then of all."""
   names = {"Optional": typing.Optional, "Union": typing.Union, "List": list}
   found = codes["video_mme"].load(re=re, json=json, **names)
@@ -140,7 +140,7 @@ def video_mme(codes: dict[str, Code], cases: Case) -> Case:
   }
 
 
-def lvbench(codes: dict[str, Code], cases: Case) -> Case:
+def lvbench(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """Accuracy over all questions and of each ability."""
   polish = codes["lvbench"].load()["polish_answer"]
   asked = cases["sets"]["choice"]
@@ -164,7 +164,7 @@ def _json_lines(path: str) -> list[Any]:
   return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def tempcompass(codes: dict[str, Code], cases: Case) -> Case:
+def tempcompass(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """Ratings by the rules of three formats, with --disable_llm, and the values that are printed."""
   print_result = codes["tempcompass"].load(json=json)["print_result"]
 
@@ -206,7 +206,7 @@ def tempcompass(codes: dict[str, Code], cases: Case) -> Case:
   }
 
 
-def vsi_bench(codes: dict[str, Code], cases: Case) -> Case:
+def vsi_bench(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """Letters, mean relative accuracy, and the overall value of drawn scores."""
   import numpy as np  # pyright: ignore[reportMissingImports]
   import pandas as pd  # pyright: ignore[reportMissingImports]
@@ -236,7 +236,7 @@ def vsi_bench(codes: dict[str, Code], cases: Case) -> Case:
   }
 
 
-def vcr_bench(codes: dict[str, Code], cases: Case) -> Case:
+def vcr_bench(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """Overlaps of times and boxes, and totals of steps that a judge has judged."""
   kinds = {"video": "Video Description", "logic": "Logical Inference", "background": "Background"}
   kinds["background"] += " Review"
@@ -268,7 +268,7 @@ def vcr_bench(codes: dict[str, Code], cases: Case) -> Case:
   }
 
 
-def mmvu(codes: dict[str, Code], cases: Case) -> Case:
+def mmvu(codes: dict[str, ProgramCode], cases: Case) -> Case:
   """The share of verdicts that are true; None is a judge's answer that can't be read."""
   verdicts = cases["sets"]["mmvu"]
 
@@ -286,7 +286,7 @@ def mmvu(codes: dict[str, Code], cases: Case) -> Case:
   return {"totals": {"mmvu": {"accuracy": accuracy}}}
 
 
-def video_r1(codes: dict[str, Code], cases: Case, rule: str = "video_r1") -> Case:
+def video_r1(codes: dict[str, ProgramCode], cases: Case, rule: str = "video_r1") -> Case:
   """Letters, and mean relative accuracy in float32."""
   import torch  # pyright: ignore[reportMissingImports]
 
@@ -300,7 +300,7 @@ def video_r1(codes: dict[str, Code], cases: Case, rule: str = "video_r1") -> Cas
   return {"letters": {rule: letters}, "numbers": {rule: numbers}}
 
 
-Reader = typing.Callable[[dict[str, Code], Case], Case]
+Reader = typing.Callable[[dict[str, ProgramCode], Case], Case]
 READERS: tuple[tuple[Reader, tuple[str, ...]], ...] = (
   (mvbench, ("mvbench",)),
   (mlvu, ("mlvu",)),

@@ -65,7 +65,7 @@ def test_code_is_read_from_loops_and_notebooks_without_what_stands_around_it(tmp
     "import nowhere\nfor name in nowhere.all:\n  def score(x):\n    return base + x  \n"
     "class Score:\n  def score(self):\n    return 0\ntotal = score(2)\n"
   )
-  program = official_programs.Program("a/b", "c", "script.py", ("score",), rest=True)
+  program = official_programs.OfficialProgram("a/b", "c", "script.py", ("score",), rest=True)
   code = official_programs.read(script, program, tmp_path / "read.py")
   assert code.load(base=1)["total"] == 3
 
