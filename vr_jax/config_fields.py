@@ -186,6 +186,13 @@ class RlSection(LoopSection):
     "replicated: all but for tensor's split; tensor: fsdp splits them too.",
     change="rounding",
   )
+  decode_copies: int = field(
+    0,
+    "With decode_layout=tensor, copies of the weights in a slice: more copies read more memory and "
+    "send less over links; 0: as an estimate says, more where slots are many.",
+    "[0, inf)",
+    change="rounding",
+  )
   dynamic_sampling_max_batches: int = field(
     0,
     "Most further batches that a step samples, to replace groups whose replies all earn the same "

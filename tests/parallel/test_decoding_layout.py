@@ -60,19 +60,24 @@ def _of_one_device(data, network):
 
 # The network of tiny (here nano) has two heads of keys, so that eight devices can't split them.
 @pytest.mark.parametrize(
-  ("network", "shape", "kind"),
+  ("network", "shape", "kind", "copies"),
   [
-    ("tiny", (1, 8, 1, 1), "tensor"),
-    ("tiny", (1, 4, 2, 1), "tensor"),
-    ("tiny", (2, 2, 1, 2), "tensor"),
-    ("tiny", (1, 4, 2, 1), "training"),
-    ("tiny_qwen3vl", (1, 8, 1, 1), "tensor"),
-    ("tiny_phi2", (1, 4, 1, 2), "tensor"),
-    ("adapters", (2, 4, 1, 1), "tensor"),
+    ("tiny", (1, 8, 1, 1), "tensor", 1),
+    ("tiny", (1, 8, 1, 1), "tensor", 2),
+    ("tiny", (1, 8, 1, 1), "tensor", 4),
+    ("tiny", (1, 4, 2, 1), "tensor", 1),
+    ("tiny", (1, 4, 2, 1), "tensor", 2),
+    ("tiny", (2, 2, 1, 2), "tensor", 1),
+    ("tiny", (2, 2, 1, 2), "tensor", 2),
+    ("tiny", (1, 4, 2, 1), "training", 0),
+    ("tiny_qwen3vl", (1, 8, 1, 1), "tensor", 1),
+    ("tiny_phi2", (1, 4, 1, 2), "tensor", 1),
+    ("adapters", (2, 4, 1, 1), "tensor", 2),
   ],
 )
-def test_greedy_replies_are_those_of_one_device_in_every_layout(data, network, shape, kind):
-  context = nano.build(data, mesh=shape, rl__decode_layout=kind, **NETWORKS[network])
+def test_greedy_replies_are_those_of_one_device_in_every_layout(data, network, shape, kind, copies):
+  changes = {"rl__decode_layout": kind, "rl__decode_copies": copies, **NETWORKS[network]}
+  context = nano.build(data, mesh=shape, **changes)
   rollout = _replies(context)
   expected = _of_one_device(data, network)
   np.testing.assert_array_equal(mesh_lib.local_rows(rollout.tokens), expected)
@@ -84,7 +89,8 @@ def test_greedy_replies_are_those_of_one_device_in_every_layout(data, network, s
 
 
 def test_a_device_has_a_part_of_the_weights_and_no_step_moves_them(data):
-  context = nano.build(data, mesh=(1, 8, 1, 1), rl__decode_layout="tensor")
+  changes = {"rl__decode_layout": "tensor", "rl__decode_copies": 1}
+  context = nano.build(data, mesh=(1, 8, 1, 1), **changes)
   (graphdef, params, prompt, allowed, key), decoding = _start(context)
   prefix, state = sampler._start(graphdef, params, prompt, key, decoding=decoding)
   params = sampler.decoding_params(graphdef, params)

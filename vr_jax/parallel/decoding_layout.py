@@ -5,10 +5,11 @@ of decoding has one token a slot: it is bound by reading weights, and the fewer 
 faster it is. So the devices of `fsdp` become tensor ones (`tensor`): feed-forward layers and the
 vocabulary are split over all devices but those of `data`. Heads are split over as many as share the
 keys' heads evenly; the other devices split the slots and their prompts (data-parallel attention).
-Hidden states of the slots, which are small, are summed and are whole on all these devices.
+Hidden states of the slots are summed and are whole on all these devices. They are small where slots
+are few. Where they are many, several copies of the weights have a part of the slots each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import math
 
 from flax import nnx
@@ -16,19 +17,28 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from vr_jax import errors
 from vr_jax.parallel import mesh as mesh_lib
 
 KINDS = ("training", "replicated", "tensor")  # values of config.rl.decode_layout
 # The mesh of `tensor`: fsdp is split in two.
 AXES = ("data", "fsdp", "fsdp_heads", "sequence", "tensor")
+# A device's bandwidth of memory over that of its links together: 4 to 6 on v5e to TPU7x.
+_MEMORY_OVER_LINKS = 5
 
 
-def make(mesh: Mesh, kind: str, params: PyTree) -> mesh_lib.MeshLayout:
+def make(
+  mesh: Mesh, kind: str, params: PyTree, *, slots: int = 1, copies: int = 0
+) -> mesh_lib.MeshLayout:
   """The layout of a model on a mesh, which has that of decoding as `decoding`.
 
   kind: training: decoding has weights as training has them, and receives those of `fsdp` for each
     token; replicated: only `tensor` of the mesh splits them; tensor: see above.
   params: an nnx.State whose variables have `axes` metadata; only their shapes are read.
+  slots: that decode at once, of `tensor`.
+  copies: of the weights at each place along data, of `tensor`; 0: see `choose_copies`.
+
+  Raises InputError if the devices of fsdp can't be split so.
   """
   if kind == "training" or mesh.size == 1:
     return mesh_lib.MeshLayout(mesh)
@@ -36,17 +46,25 @@ def make(mesh: Mesh, kind: str, params: PyTree) -> mesh_lib.MeshLayout:
     return mesh_lib.MeshLayout(mesh, of_decoding=mesh_lib.MeshLayout(mesh, (("embed", ()),)))
   if kind != "tensor":
     raise ValueError(f"{kind!r}: not one of {KINDS}")
-  return mesh_lib.MeshLayout(mesh, of_decoding=_tensor(mesh, _sizes(params)))
+  return mesh_lib.MeshLayout(mesh, of_decoding=_tensor(mesh, params, slots, copies))
 
 
-def _tensor(mesh: Mesh, sizes: Mapping[str, int]) -> mesh_lib.MeshLayout:
+def _tensor(mesh: Mesh, params: PyTree, slots: int, copies: int) -> mesh_lib.MeshLayout:
+  sizes = _sizes(params)
   data, fsdp, sequence, tensor = mesh.devices.shape
   owners = [
     frozenset(device.process_index for device in devices)
     for devices in mesh.devices.reshape(data * fsdp, -1)
   ]
   ways = heads_ways(owners, fsdp, sizes.get("kv_heads", 1) // tensor)
-  shape = (data, fsdp // ways, ways, sequence, tensor)
+  copies = copies or choose_copies(params, fsdp // ways, mesh.size // data, slots // data)
+  if fsdp // ways % copies:
+    raise errors.InputError(
+      f"config.rl.decode_copies={copies}: not a divisor of {fsdp // ways}, the devices of fsdp "
+      "over those that split heads"
+    )
+  # Copies split slots as data does, and nothing else.
+  shape = (data * copies, fsdp // ways // copies, ways, sequence, tensor)
   # The order of the devices stays, so that one program can have arrays of both layouts.
   split = Mesh(mesh.devices.reshape(shape), AXES)
 
@@ -69,6 +87,34 @@ def _tensor(mesh: Mesh, sizes: Mapping[str, int]) -> mesh_lib.MeshLayout:
       ("draws", AXES),
     ),
   )
+
+
+def choose_copies(params: PyTree, most: int, devices: int, slots: int) -> int:
+  """How many copies of the weights make a token fastest: a divisor of `most`.
+
+  With more copies a device reads more weights, and sums hidden states of fewer slots with fewer
+  devices. Both are counted as one after the other, at two bytes a number.
+
+  devices, slots: at one place along data.
+  """
+  shaped = [
+    (variable.get_value().shape, variable.get_metadata().get("axes") or ())
+    for variable in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  ]
+  split = [each for each in shaped if not {"heads", "kv_heads", "mlp", "vocab"}.isdisjoint(each[1])]
+  weights = sum(math.prod(shape) for shape, _ in split)
+  # Products that sum over what is split.
+  summed = sum(
+    math.prod(size for size, name in zip(shape, axes, strict=True) if name in ("layers", "embed"))
+    for shape, axes in split
+    if axes[-1:] == ("embed",) and "vocab" not in axes
+  )
+
+  def bytes_read(copies: int) -> float:
+    sums = 2 * (1 - copies / devices) * summed * slots / copies
+    return 2 * (weights * copies / devices + _MEMORY_OVER_LINKS * sums)
+
+  return min((n for n in range(1, most + 1) if most % n == 0), key=bytes_read)
 
 
 def heads_ways(owners: Sequence[frozenset[int]], fsdp: int, kv_heads: int) -> int:

@@ -218,7 +218,14 @@ class ModelSetup:
   def layout(self) -> mesh_lib.MeshLayout:
     """How arrays of training lie on the mesh, and those of decoding."""
     plain = nnx.eval_shape(lambda: self._make_model(mesh_lib.MeshLayout(self.mesh)))
-    return decoding_layout.make(self.mesh, self.config.rl.decode_layout, nnx.split(plain)[1])
+    rl = self.config.rl
+    return decoding_layout.make(
+      self.mesh,
+      rl.decode_layout,
+      nnx.split(plain)[1],
+      slots=rl.decode_slots or rl.batch_size * rl.num_generations,
+      copies=rl.decode_copies,
+    )
 
   @functools.cached_property
   def abstract_params(self) -> PyTree:
