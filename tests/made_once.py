@@ -70,7 +70,9 @@ def _of_model(made_by: functools.cached_property) -> property:
 
   def key(net: Any) -> Any:
     adapters = net.config.model.lora.to_dict() if net.adapters else {}
-    settings = net.config.seed, net.config.rl.decode_layout, tuple(sorted(adapters.items()))
+    kind = net.config.rl.decode_layout
+    layout = net.layout if kind == "tensor" else kind
+    settings = net.config.seed, layout, tuple(sorted(adapters.items()))
     return type(net.model), net.model, net.mesh, *settings
 
   return property(_shared(key, made_by.func))

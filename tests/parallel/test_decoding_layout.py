@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.train import nano
+from vr_jax import errors
 from vr_jax.models.common import layers, weight_mapping
 from vr_jax.parallel import decoding_layout
 from vr_jax.parallel import mesh as mesh_lib
@@ -115,6 +116,43 @@ def test_a_device_has_a_part_of_the_weights_and_no_step_moves_them(data):
   moved = set(re.findall(r"= f32\[([\d,]+)\]\S* all-(?:gather|to-all)", program.as_text() or ""))
   assert moved
   assert not {tuple(map(int, dims.split(","))) for dims in moved} & whole
+
+
+@pytest.mark.parametrize(
+  ("slots", "copies"),
+  [(8, 1), (128, 1), (1024, 2), (2048, 4), (100_000, 16)],
+)
+def test_many_slots_have_several_copies_of_the_weights(slots, copies):
+  # A layer of Qwen2.5-VL-3B.
+  shapes = {
+    "query": ((36, 2048, 16, 128), ("layers", "embed", "heads", None)),
+    "out": ((36, 16, 128, 2048), ("layers", "heads", None, "embed")),
+    "gate": ((36, 2048, 11008), ("layers", "embed", "mlp")),
+    "up": ((36, 2048, 11008), ("layers", "embed", "mlp")),
+    "down": ((36, 11008, 2048), ("layers", "mlp", "embed")),
+    "norm": ((36, 2048), ("layers", "embed")),
+    "embedding": ((151936, 2048), ("vocab", "embed")),
+  }
+  params = nnx.State(
+    {
+      name: nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes)
+      for name, (shape, axes) in shapes.items()
+    }
+  )
+  weights = 36 * 2048 * (2 * 16 * 128 + 3 * 11008) + 151936 * 2048
+
+  def cost(copies):  # bytes of memory, and five times those of two sums a layer over 16 devices
+    summed = 2 * 36 * 2048 * (slots / copies)
+    return 2 * weights * copies / 16 + 5 * 2 * (1 - copies / 16) * 2 * summed
+
+  assert decoding_layout.choose_copies(params, 16, 16, slots) == copies
+  assert copies == min((1, 2, 4, 8, 16), key=cost)
+
+
+def test_copies_that_the_devices_do_not_divide_into_are_refused(data):
+  context = nano.build(data, mesh=(1, 8, 1, 1), rl__decode_layout="tensor", rl__decode_copies=3)
+  with pytest.raises(errors.InputError, match="decode_copies=3: not a divisor of 4"):
+    _ = context.layout
 
 
 class _OpenedError(Exception):

@@ -47,7 +47,8 @@ def test_greedy_replies_are_those_of_one_device_in_every_layout(data, shape, kin
 def test_the_integers_of_a_mesh_are_those_of_one_device_and_lie_as_planned(data):
   found = []
   for shape in ((1, 1, 1, 1), (1, 8, 1, 1)):
-    context = nano.build(data, mesh=shape, rl__decode_layout="tensor", rl__sampler_weights="int8")
+    changes = {"rl__decode_copies": 1, "rl__sampler_weights": "int8"}
+    context = nano.build(data, mesh=shape, rl__decode_layout="tensor", **changes)
     params = nano.sharpened(initialization.fresh_params(context))
     params = sampler.decoding_params(context.graphdef, params, int8_weights=True)
     abstract = jax.tree.leaves(context.abstract_decoding_params)

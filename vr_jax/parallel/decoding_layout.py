@@ -21,8 +21,8 @@ from vr_jax import errors
 from vr_jax.parallel import mesh as mesh_lib
 
 KINDS = ("training", "replicated", "tensor")  # values of config.rl.decode_layout
-# The mesh of `tensor`: fsdp is split in two.
-AXES = ("data", "fsdp", "fsdp_heads", "sequence", "tensor")
+# The mesh of `tensor`: fsdp is split in three.
+AXES = ("data", "copies", "fsdp", "fsdp_heads", "sequence", "tensor")
 # A device's bandwidth of memory over that of its links together: 4 to 6 on v5e to TPU7x.
 _MEMORY_OVER_LINKS = 5
 
@@ -63,27 +63,29 @@ def _tensor(mesh: Mesh, params: PyTree, slots: int, copies: int) -> mesh_lib.Mes
       f"config.rl.decode_copies={copies}: not a divisor of {fsdp // ways}, the devices of fsdp "
       "over those that split heads"
     )
-  # Copies split slots as data does, and nothing else.
-  shape = (data * copies, fsdp // ways // copies, ways, sequence, tensor)
+  shape = (data, copies, fsdp // ways // copies, ways, sequence, tensor)
   # The order of the devices stays, so that one program can have arrays of both layouts.
   split = Mesh(mesh.devices.reshape(shape), AXES)
 
   def most(name: str) -> tuple[str, ...]:
-    """The most of all axes but data that divide the size; the innermost ones at the least."""
-    choices = (AXES[start:] for start in range(1, len(AXES)))
+    """The most of all axes but data and copies that divide the size; at least the innermost."""
+    choices = (AXES[start:] for start in range(2, len(AXES)))
     size = sizes.get(name, 1)
     return next((c for c in choices if size % math.prod(split.shape[a] for a in c) == 0), ())
 
   heads = ("fsdp_heads", "tensor")
+  # Copies split what data splits.
+  rows = {name: axes for name, axes in mesh_lib.RULES.items() if "data" in axes}
   return mesh_lib.MeshLayout(
     split,
     (
+      *((name, ("data", "copies", *axes[1:])) for name, axes in rows.items()),
       ("embed", ()),
       ("heads", heads),
       ("kv_heads", heads),
       ("mlp", most("mlp")),
       ("vocab", most("vocab")),
-      ("hidden_slots", ("data",)),
+      ("hidden_slots", ("data", "copies")),
       ("draws", AXES),
     ),
   )
