@@ -281,6 +281,10 @@ class Decoder(nnx.Module):
     """
     cos, sin = self.text_angles(positions)
     place = functools.partial(self.layout.decoding.place, axes=("hidden_slots", None))
+    # Or XLA may move the layer's weights to the slots instead.
+    place_heads = functools.partial(
+      self.layout.decoding.place, axes=("hidden_slots", "heads", None)
+    )
     by_layer = isinstance(recent.key, tuple)
     places = jnp.arange(recent.key[0].shape[-1])
 
@@ -307,14 +311,15 @@ class Decoder(nnx.Module):
       mixed = self.attention.step(
         query, decode_slots, attention.Block(prompt[0], prompt[1], prefix.valid), *blocks
       )
-      return place(self.finish_layer(x, mixed, weights)), new
+      return place(self.finish_layer(x, place_heads(mixed), weights)), new
 
     def layer_in_kernel(x, inputs):
       weights, number = inputs
       query, key, value = self.project_qkv(x, weights, cos, sin)
       new = query, key, value, plans, number
       mixed = self.attention.step_in_kernel(*new, *read, group=decode_slots.group)
-      return place(self.finish_layer(x, mixed, weights)), (key[..., None], value[:, :, None])
+      x = place(self.finish_layer(x, place_heads(mixed), weights))
+      return x, (key[..., None], value[:, :, None])
 
     x = place(x)
     if self.attention.decodes_in_kernel:
@@ -358,6 +363,9 @@ class Decoder(nnx.Module):
     cos, sin = self._angles(positions, x)
     axes = ("hidden_slots", None, None)
     place = functools.partial(self.layout.decoding.place, axes=axes)
+    place_heads = functools.partial(
+      self.layout.decoding.place, axes=("hidden_slots", None, "heads", None)
+    )
 
     def layer(x, inputs):
       weights, prefix_key, prefix_value, *past = inputs
@@ -366,7 +374,7 @@ class Decoder(nnx.Module):
       own = attention.Block(key, value, valid)
       mixed = self.attention.prefill_observation(query, own, rows, shared, *past)
       kept = kv_cache.transpose_for_decode(key, value)
-      return place(self.finish_layer(x, mixed, weights)), kept
+      return place(self.finish_layer(x, place_heads(mixed), weights)), kept
 
     weights = self.stacked()
     inputs = [weights, prefix.key, prefix.value, past_keys, past_values]
