@@ -3,7 +3,7 @@
 `write(name, root)` writes one; records are the constants, for tests that change them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import json
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,16 @@ def write_bytes(path: Path, content: bytes = b"") -> None:
 
 def write(name: str, root: Path) -> None:
   """Writes the small benchmark of a name, with empty files for its videos."""
-  {
+  _writers()[name](root)
+
+
+def names() -> tuple[str, ...]:
+  """The benchmarks that there are small ones of: those whose questions have answers in words."""
+  return tuple(_writers())
+
+
+def _writers() -> dict[str, Callable[[Path], None]]:
+  return {
     "mvbench": _write_mvbench,
     "mmvu": _write_mmvu,
     "video_mme": _write_video_mme,
@@ -216,7 +225,7 @@ def write(name: str, root: Path) -> None:
     "video_mmmu": _write_video_mmmu,
     "vcr_bench": _write_vcr_bench,
     "moss_video": _write_moss_video,
-  }[name](root)
+  }
 
 
 def _write_mvbench(root: Path) -> None:

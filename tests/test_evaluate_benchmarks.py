@@ -15,7 +15,7 @@ from vr_jax import evaluate_benchmarks, main
 from vr_jax.data.benchmark_sets import mvbench, registry, video_mmmu
 from vr_jax.errors import InputError
 from vr_jax.eval import report_data
-from vr_jax.eval.benchmarks import play_items, protocols, reply_store
+from vr_jax.eval.benchmarks import play_items, policy_weights, protocols, reply_store
 from vr_jax.train import export_stage, paths, run_context
 from vr_jax.train import workdir as workdir_lib
 
@@ -324,10 +324,10 @@ def test_replies_of_other_settings_or_weights_are_not_mixed_in(run, sets, asked,
 def test_weights_of_one_size_with_other_bytes_have_another_fingerprint(tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a" / "model.safetensors").write_bytes(bytes(100_000))
-  before = evaluate_benchmarks.fingerprint(tmp_path / "a")
-  assert before == evaluate_benchmarks.fingerprint(tmp_path / "a")
+  before = policy_weights.fingerprint(tmp_path / "a")
+  assert before == policy_weights.fingerprint(tmp_path / "a")
   (tmp_path / "a" / "model.safetensors").write_bytes(bytes(99_999) + b"1")
-  assert evaluate_benchmarks.fingerprint(tmp_path / "a") != before
+  assert policy_weights.fingerprint(tmp_path / "a") != before
 
 
 def test_a_change_has_an_interval_and_a_p_value(sets, asked, tmp_path):

@@ -9,9 +9,10 @@ import pytest
 from tests import untrained
 from tests.data import videos
 from tests.train import nano
-from vr_jax import ask, main, run_length, segment
+from vr_jax import ask, main, run_length
 from vr_jax.data import video_file
 from vr_jax.envs import retrieval_actions
+from vr_jax.eval import mask_output
 from vr_jax.models import sam2
 from vr_jax.models.sam2 import parameters
 from vr_jax.rollout import session as session_lib
@@ -102,9 +103,9 @@ def test_masks_start_at_the_box_of_the_frame_that_the_policy_chose(
 
 def test_a_key_frame_is_found_by_its_time_alone():
   times = np.array([0.0, 0.125, 0.25])
-  assert segment.frame_at(times, 0.12505) == 1
+  assert mask_output.frame_at(times, 0.12505) == 1
   with pytest.raises(ValueError, match=r"no frame at 0\.2 s"):
-    segment.frame_at(times, 0.2)
+    mask_output.frame_at(times, 0.2)
 
 
 def test_a_mistake_is_named_in_one_line(run, video, weights, tmp_path, capsys):

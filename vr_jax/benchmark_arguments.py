@@ -24,6 +24,8 @@ class EvalArguments:
   splits: by benchmark, where it is not the usual one.
   base: the --out of another policy; None if it is not given.
   limit: questions of each benchmark; 0: all.
+  sam2: its weights, which follow boxes; None if no mask is to be found.
+  fresh_reverse: see `box_tracking.follow`.
   config: None with score_only.
   judge: who grades open answers; "": nobody. judge_model: a name, or a directory of weights.
   judge_base_url, judge_key_variable: of an endpoint.
@@ -36,6 +38,8 @@ class EvalArguments:
   frames: Path
   base: Path | None
   limit: int
+  sam2: Path | None
+  fresh_reverse: bool
   score_only: bool
   before_rl: bool
   config: ml_collections.ConfigDict | None
@@ -76,6 +80,8 @@ def parse(argv: Sequence[str], *, help_text: str) -> EvalArguments | SeedArgumen
   flags.DEFINE_string("base", None, "The --out of another policy.", flag_values=values)
   flags.DEFINE_list("seeds", [], "The --out of several training seeds.", flag_values=values)
   flags.DEFINE_integer("limit", 0, "Questions of each benchmark.", 0, flag_values=values)
+  flags.DEFINE_string("sam2", None, "SAM2's weights, for masks.", flag_values=values)
+  flags.DEFINE_boolean("fresh_reverse", False, "Track back from nothing.", flag_values=values)
   flags.DEFINE_boolean("score_only", False, "Score the replies that are there.", flag_values=values)
   flags.DEFINE_boolean("before_rl", False, "Ask the policy before RL.", flag_values=values)
   flags.DEFINE_enum("judge", "", ["", *JUDGES], "Who grades open answers.", flag_values=values)
@@ -98,6 +104,7 @@ def parse(argv: Sequence[str], *, help_text: str) -> EvalArguments | SeedArgumen
     raise errors.InputError("needs --benchmark_data=<directory>")
   chosen = tuple(protocols.get(name) for name in dict.fromkeys(values.benchmarks))
   _check_judge(values)
+  _check_masks(values, chosen)
   data = Path(values.benchmark_data)
   if not data.is_dir():
     raise errors.InputError(f"--benchmark_data={data}: no such directory")
@@ -124,6 +131,8 @@ def parse(argv: Sequence[str], *, help_text: str) -> EvalArguments | SeedArgumen
     frames=out / "frames" if values.frames is None else Path(values.frames),
     base=base,
     limit=values.limit,
+    sam2=None if values.sam2 is None else Path(values.sam2),
+    fresh_reverse=values.fresh_reverse,
     score_only=values.score_only,
     before_rl=values.before_rl,
     config=config,
@@ -155,6 +164,29 @@ def _check_judge(values: flags.FlagValues) -> None:
       not values.judge or (name in of_endpoint and values.judge == "local")
     ):
       raise errors.InputError(f"--{name}: has no effect with --judge={values.judge or 'none'}")
+
+
+def _check_masks(values: flags.FlagValues, chosen: Sequence[protocols.Protocol]) -> None:
+  """Raises InputError unless SAM2 is there where, and only where, boxes are followed."""
+  of_masks = [each.name for each in chosen if each.finds_masks]
+  merging = [each.name for each in chosen if each.merges_objects]
+  if values.limit and merging:
+    raise errors.InputError(
+      f"--limit: {merging[0]} needs all expressions of a video; leave one of them out"
+    )
+  for name in ("sam2", "fresh_reverse"):
+    if values[name].present and not of_masks:
+      raise errors.InputError(f"--{name}: has no effect; none of --benchmarks is about masks")
+  if not of_masks or values.score_only:
+    return
+  if values.sam2 is None:
+    raise errors.InputError(
+      f"--sam2: {of_masks[0]} needs SAM2's weights; docs/sam2.md says where to get them"
+    )
+  if not Path(values.sam2).exists():
+    raise errors.InputError(
+      f"--sam2={values.sam2}: no such file or directory; docs/sam2.md says where to get weights"
+    )
 
 
 def _parse_splits(words: Sequence[str], chosen: Sequence[protocols.Protocol]) -> dict[str, str]:

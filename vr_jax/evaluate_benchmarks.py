@@ -31,6 +31,11 @@ Open answers, captions and steps of reasoning need a judge: `--judge=endpoint --
 [--judge_base_url=URL] [--judge_key_variable=VARIABLE]`, or `--judge=local --judge_model=DIRECTORY`
 of weights. Without one they are not scored, and the score is partial.
 
+Sets of masks (mevis, ref_youtube_vos, ref_davis17, revos, reason_vos; @official) need a policy that
+boxes objects, of configs/revseg.py, and --sam2, SAM2's weights: it follows each box through the
+video. --out gets the masks as the set's program reads them and, where masks were not released, the
+archive for the set's server (docs/benchmarks.md).
+
 Frames of the videos are decoded once, to `--frames` (by default <out>/frames).
 """
 
@@ -38,7 +43,6 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 import sys
 from typing import TYPE_CHECKING, Any
@@ -49,7 +53,9 @@ from vr_jax.data.benchmark_sets import registry
 from vr_jax.eval import report
 from vr_jax.eval.benchmarks import (
   answer_submission,
+  expression_masks,
   judged_answers,
+  policy_weights,
   protocols,
   reply_store,
   score_table,
@@ -64,7 +70,6 @@ if TYPE_CHECKING:
   from vr_jax.train import run_context
 
 _ANNOTATED = ("id", "question", "scorer", "answer", "options", "strata", "steps")  # fields of items
-_PIECE = 1 << 16  # bytes of a file of weights at its start and end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +121,8 @@ def evaluate(arguments: benchmark_arguments.EvalArguments) -> None:
     first = processes.is_first()
   if first:
     rows = [_score(arguments, each, questions[each.name]) for each in arguments.protocols]
-    write_table(arguments.out, rows)
+    if found := [row for row in rows if row is not None]:
+      write_table(arguments.out, found)
 
 
 def read_questions(
@@ -195,6 +201,12 @@ def _ask_policy(
   config_checks.check(config)
   config.mesh = model_setup.mesh_shape(config, stages=("eval",))
   context = run_context.make_run_context(config, workdir, judged=False, read=False)
+  for protocol in arguments.protocols:
+    if protocol.finds_masks and not context.environment.finds_objects:
+      raise errors.InputError(
+        f"--benchmarks={protocol.name}: the replies of {config.recipe} give no boxes; give a run "
+        "of configs/revseg.py"
+      )
   mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
   cache = compilations.use_cache(workdir)
   with (
@@ -203,45 +215,11 @@ def _ask_policy(
   ):
     with console.doing("loading the weights", announce=True):
       params, policy = ask.load_policy(context, arguments.workdir, before_rl=arguments.before_rl)
-    weights = fingerprint(_weights_directory(arguments, context))
+    weights = policy_weights.fingerprint(
+      policy_weights.find(context, arguments.workdir, before_rl=arguments.before_rl)
+    )
     for protocol in arguments.protocols:
       _play(arguments, context, params, policy, weights, protocol, questions[protocol.name])
-
-
-def _weights_directory(
-  arguments: benchmark_arguments.EvalArguments, context: "run_context.RunContext"
-) -> Path | None:
-  """Where the weights of the policy are; None if they are random."""
-  from vr_jax.train import export_stage, initialization
-
-  workdir = arguments.workdir
-  where = None
-  if workdir is not None and arguments.before_rl:
-    where = initialization.find_start(context, workdir)
-  elif workdir is not None:
-    where, _ = export_stage.find_checkpoint(context, workdir, context.config.eval.checkpoint)
-  if where is None:
-    pretrained = context.config.model.pretrained
-    return Path(pretrained) if pretrained else None
-  return where / str(initialization.last_step(context, where))
-
-
-def fingerprint(directory: Path | None) -> str:
-  """A hash of the files of a directory of weights: names, sizes, and bytes at start and end.
-
-  None: the weights are random, and the seed says which.
-  """
-  digest = hashlib.sha256()
-  if directory is None:
-    return ""
-  for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-    with path.open("rb") as file:
-      size = file.seek(0, os.SEEK_END)
-      digest.update(f"{path.relative_to(directory)} {size} ".encode())
-      for start in (0, max(0, size - _PIECE)):
-        file.seek(start)
-        digest.update(file.read(_PIECE))
-  return digest.hexdigest()[:16]
 
 
 def _as_json(value: Any) -> Any:
@@ -260,8 +238,11 @@ def _play(
   protocol: protocols.Protocol,
   questions: _Questions,
 ) -> None:
+  import jax
+
   from vr_jax.eval import stage
-  from vr_jax.eval.benchmarks import asked_items, frame_cache, play_items
+  from vr_jax.eval.benchmarks import asked_items, frame_cache, play_items, track_expressions
+  from vr_jax.models import sam2
   from vr_jax.parallel import processes
   from vr_jax.train import console, paths
   from vr_jax.train import workdir as workdir_lib
@@ -290,6 +271,7 @@ def _play(
     "questions": _hash_questions(questions.every),
     "clips": _hash([benchmark_item.to_json(item).get("clip") for item in questions.every]),
     "limit": questions.limit,
+    **({"sam2": _tracker(arguments)} if protocol.finds_masks else {}),
     "versions": workdir_lib.provenance()["versions"],
   }
   media = reply_store.AskedMedia(
@@ -314,6 +296,37 @@ def _play(
     # Of a part, by --limit, the places are those within it.
     every = questions.items if questions.limit else questions.every
     play_items.play(played, params, asker, every, store, absent=questions.missing, tick=tick)
+  if protocol.finds_masks:
+    processes.first_alone("replies", lambda: None)  # so that all replies are there
+    masks = _mask_store(arguments, protocol, questions)
+    with console.progress(f"{protocol.name}: tracking", len(questions.items)) as tick:
+      track_expressions.track(
+        masks,
+        store.read(),
+        context.environment,
+        lambda: sam2.load(str(arguments.sam2)),
+        limits=paths.decode_limits(data),
+        fresh_reverse=arguments.fresh_reverse,
+        share=(jax.process_index(), jax.process_count()),
+        tick=tick,
+      )
+    processes.first_alone("masks", lambda: None)
+
+
+def _tracker(arguments: benchmark_arguments.EvalArguments) -> list[Any]:
+  """What follows boxes: masks of other weights don't mix."""
+  return [policy_weights.fingerprint(arguments.sam2), arguments.fresh_reverse]
+
+
+def _mask_store(
+  arguments: benchmark_arguments.EvalArguments, protocol: protocols.Protocol, questions: _Questions
+) -> expression_masks.ExpressionMasks:
+  return expression_masks.ExpressionMasks(
+    directory=arguments.out / protocol.name,
+    root=arguments.data / protocol.benchmark,
+    protocol=protocol,
+    items=questions.items,
+  )
 
 
 def _hash_questions(items: Sequence[benchmark_item.Item]) -> str:
@@ -344,8 +357,11 @@ def _hash(value: Any) -> str:
 
 def _score(
   arguments: benchmark_arguments.EvalArguments, protocol: protocols.Protocol, questions: _Questions
-) -> scored_protocol.ScoredProtocol:
-  """Scores the replies on disk. Raises InputError if there are none."""
+) -> scored_protocol.ScoredProtocol | None:
+  """Scores the replies on disk; None if a server scores their masks.
+
+  Raises InputError if there are none.
+  """
   store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
   about = store.about()
   asked = about["questions"], about.get("limit", 0)
@@ -367,7 +383,16 @@ def _score(
       raise errors.InputError(
         f"--base={arguments.base}: {len(left)} questions of {protocol.name} were not asked there"
       )
-  replies = store.read()
+  replies, scores = store.read(), {}
+  if protocol.finds_masks:
+    masks = _mask_store(arguments, protocol, questions)
+    scores["masks"] = expression_masks.read_scores(masks, replies)
+    if scores["masks"] is None:
+      print(expression_masks.submit(masks, questions.missing))
+      return None
+    if base is not None:
+      before = dataclasses.replace(masks, directory=base.directory)
+      scores["base_masks"] = expression_masks.read_scores(before, base.read())
   if answer_submission.is_needed(questions.items):
     path = store.directory / "submission.json"
     count = answer_submission.write(path, protocol, questions.items, replies)
@@ -382,7 +407,8 @@ def _score(
     count_differences=questions.count_differences,
     unshown=questions.unshown,
     base=None if base is None else base.read(),
-    judge=_judge(arguments),
+    judge=None if protocol.finds_masks else _judge(arguments),
+    **scores,
   )
 
 

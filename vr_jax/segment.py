@@ -26,30 +26,24 @@ import contextlib
 import dataclasses
 from pathlib import Path
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
-from jaxtyping import Float
 import ml_collections
-import numpy as np
 
-from vr_jax import ask, atomic, errors, frame_times, records
+from vr_jax import ask, atomic, errors, records
+from vr_jax.eval import found_object
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
 
   from vr_jax.data import video_file
-  from vr_jax.eval import mask_output
   from vr_jax.train import run_context
 
 _MISSING = (
   'needs a video and a query: vr-jax segment street.mp4 "the car that turns last" '
   "--checkpoint=runs/mine --sam2=weights/sam2.1-hiera-large --out=masks"
 )
-# Of the frames that SAM2 reads; at 95 the difference to the video's own frames can't be seen.
-_QUALITY = 95
-_EVERY_FRAME = 1e6  # frames a second, more than any video has
-_ANY_SIDE = 2**31  # pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +78,6 @@ def segment(argv: Sequence[str]) -> None:
   """
   arguments = parse(argv)
   # As in main.run: a mistyped flag should not wait until JAX has been imported.
-  from vr_jax.data import guarded_reader
   from vr_jax.eval import mask_output
   from vr_jax.models import sam2
   from vr_jax.train import asked_clip, compilations, config_checks, console, paths, run_context
@@ -100,9 +93,7 @@ def segment(argv: Sequence[str]) -> None:
     with console.doing("loading SAM2", announce=True):
       segmenter = sam2.load(arguments.sam2)
     with console.doing("reading the video", announce=True):
-      limits = paths.decode_limits(config.data)
-      settings: dict[str, Any] = {"fps": _EVERY_FRAME, "quality": _QUALITY, "max_side": _ANY_SIDE}
-      video = guarded_reader.extract(arguments.video, limits=limits, **settings)
+      video = mask_output.read_video(arguments.video, paths.decode_limits(config.data))
       asked = asked_clip.decode(arguments.video, config)
     cache = compilations.use_cache(workdir)
     waiting.enter_context(compilations.announced(cache, compilations.network(config)))
@@ -171,7 +162,7 @@ def _ground(
   params: "PyTree",
   video: "video_file.ExtractedVideo",
   asked: "video_file.ExtractedVideo",
-) -> "mask_output.FoundObject":
+) -> found_object.FoundObject:
   """Plays the episode of a query, prints it, and returns what it found.
 
   video: the file with all of its frames, at their full size.
@@ -200,8 +191,9 @@ def _ground(
   grounding = context.environment.grounding(replies, len(clip.pool), size)
   frame = None
   if grounding.key_frame is not None:
-    frame = frame_at(video.timestamps, float(clip.pool.timestamps[grounding.key_frame]))
-  found = mask_output.FoundObject(
+    time = float(clip.pool.timestamps[grounding.key_frame])
+    frame = mask_output.frame_at(video.timestamps, time)
+  found = found_object.FoundObject(
     query=query,
     replies=tuple(replies),
     frame=frame,
@@ -213,20 +205,7 @@ def _ground(
   return found
 
 
-def frame_at(times: Float[np.ndarray, "frames"], time: float) -> int:
-  """The index of the frame that has this time, in seconds.
-
-  times: of all frames.
-
-  Raises ValueError if no frame has it: the key frame's box would be put on another one.
-  """
-  index = int(frame_times.find(times, np.array([time]))[0])
-  if index < 0:
-    raise ValueError(f"no frame at {time:g} s")
-  return index
-
-
-def describe(found: "mask_output.FoundObject", video: "video_file.ExtractedVideo") -> str:
+def describe(found: found_object.FoundObject, video: "video_file.ExtractedVideo") -> str:
   """Says in a line what a query found."""
   if found.frame is None:
     return f"→ no key frame ({found.problem}); its masks are empty"

@@ -10,7 +10,7 @@ import pytest
 from tests.data import videos
 from vr_jax import run_length
 from vr_jax.data import video_file
-from vr_jax.eval import mask_output
+from vr_jax.eval import found_object, mask_output
 from vr_jax.models import sam2
 from vr_jax.models.sam2 import parameters
 
@@ -19,7 +19,7 @@ FRAMES = 7
 
 def _found(**changes):
   values = {"query": "the red one", "replies": ("<think>…",), "frame": 3, "description": "a square"}
-  return mask_output.FoundObject(
+  return found_object.FoundObject(
     **{**values, "box": (8.0, 4.0, 30.0, 33.0), "problem": "", **changes}
   )
 

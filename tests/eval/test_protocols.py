@@ -35,7 +35,7 @@ KINDS = {
   "mlvu": ("choice", "rubric"),
   "vcr_bench": ("reasoning_steps",),
 }
-ALL = list(protocols.PROTOCOLS.values())
+ALL = [each for each in protocols.PROTOCOLS.values() if not each.finds_masks]
 
 
 def items_of(protocol) -> list[benchmark_item.Item]:

@@ -15,7 +15,7 @@ from vr_jax.eval.benchmarks import (
 )
 
 
-@pytest.fixture(scope="module", params=registry.BENCHMARKS)
+@pytest.fixture(scope="module", params=benchmark_files.names())
 def items(request, tmp_path_factory):
   root = tmp_path_factory.mktemp(request.param)
   benchmark_files.write(request.param, root)

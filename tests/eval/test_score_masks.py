@@ -88,6 +88,11 @@ def test_revos_has_two_groups_and_their_mean_and_counts_no_other(tmp_path):
   once = score_masks.score("revos", root, out, pixel_value=1)
   assert once["referring"]["visa_R"] == found["referring"]["R"]
   assert found["expressions"] == 3
+  rows = list(score_masks.measures("revos", [park], root, out))
+  for row, kind in zip(rows, ("referring", "reasoning"), strict=False):
+    assert {name: 100 * value for name, value in row.items()} == pytest.approx(
+      {name: value for name, value in found[kind].items() if name != "J&F"}
+    )
 
 
 def test_a_video_without_prediction_scores_0_and_in_reason_vos_is_left_out(tmp_path):

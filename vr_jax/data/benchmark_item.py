@@ -24,6 +24,7 @@ Scorer = Literal[
   "caption_judge",
   "rubric",
   "reasoning_steps",
+  "masks",
 ]
 
 
@@ -49,6 +50,7 @@ class Item:
   clip: seconds of the video that the question is about; None: all of it.
   media: video, a file; frames, a directory of pictures; image, one picture.
   frames_fps: pictures a second, where media is frames.
+  frames: file names of the pictures that are the video's frames, where media is frames; (): all.
   images: pictures that belong to the question, paths like `video`.
   subtitles: file of subtitles, a path like `video`; "": none.
   strata: the groups that its score is reported for, by kind: {"task": ("Counting",), …}.
@@ -68,6 +70,7 @@ class Item:
   clip: records.Span | None = None
   media: Media = "video"
   frames_fps: float | None = None
+  frames: tuple[str, ...] = ()
   images: tuple[str, ...] = ()
   subtitles: str = ""
   strata: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
@@ -127,6 +130,9 @@ def check(item: Item, where: str) -> None:
     raise InputError(f"{where}: has {len(item.options)} options; needs at least 2")
   if item.clip and not 0 <= item.clip.start < item.clip.end:
     raise InputError(f"{where}: clip {item.clip.start:g} to {item.clip.end:g} s is empty")
+  for name in item.frames:
+    if not inner_path.is_plain(name):
+      raise InputError(f"{where}: frame {name!r:.80} is no file of the video's folder")
   if (item.media == "frames") != (item.frames_fps is not None):
     raise InputError(f"{where}: frames_fps belongs to media 'frames'")
 

@@ -22,49 +22,61 @@ from vr_jax.data import segmented_video
 from vr_jax.errors import InputError
 
 _Video = segmented_video.SegmentedVideo
+_Choice = segmented_video.ReadChoice
 
 
-def read_mevis(root: Path, split: str) -> Iterator[_Video]:
+def read_mevis(root: Path, split: str, choice: _Choice) -> Iterator[_Video]:
   """Reads <root>/<split>. The splits valid and test have no masks."""
   folder = root / split
   masks = folder / "mask_dict.json"
-  yield from _read(folder / "meta_expressions.json", masks if masks.is_file() else None, folder)
+  yield from _read(
+    folder / "meta_expressions.json", masks if masks.is_file() else None, folder, choice
+  )
 
 
-def read_revos(root: Path, split: str) -> Iterator[_Video]:
+def read_revos(root: Path, split: str, choice: _Choice) -> Iterator[_Video]:
   """Reads <root>/meta_expressions_<split>_.json; the masks of both splits are in one file."""
-  yield from _read(root / f"meta_expressions_{split}_.json", root / "mask_dict.json", root)
+  yield from _read(root / f"meta_expressions_{split}_.json", root / "mask_dict.json", root, choice)
 
 
-def read_lv_vis(root: Path, split: str) -> Iterator[_Video]:
-  """Reads VISA's sentences if <root>/<split> has them, else the categories of the release."""
+def read_lv_vis(root: Path, split: str, choice: _Choice) -> Iterator[_Video]:
+  """Reads VISA's sentences if <root>/<split> has them, else the categories of the release.
+
+  The latter always with all pictures and masks.
+  """
   folder = root / split
   expressions = folder / "meta_expressions.json"
   if expressions.is_file():
-    yield from _read(expressions, folder / "mask_dict.json", folder, spaces=True)
+    yield from _read(expressions, folder / "mask_dict.json", folder, choice, spaces=True)
   else:
     yield from _read_instances(root / f"{split}_instances.json", folder)
 
 
 def _read(
-  expressions: Path, mask_dict: Path | None, folder: Path, *, spaces: bool = False
+  expressions: Path,
+  mask_dict: Path | None,
+  folder: Path,
+  choice: _Choice,
+  *,
+  spaces: bool = False,
 ) -> Iterator[_Video]:
   """Reads a set in the form above. spaces: texts have "_" for a space."""
   videos = segmented_video.load_json(expressions, key="videos")
-  masks = segmented_video.load_json(mask_dict) if mask_dict else None
+  masks: Mapping[str, Any] = {}  # read if it is needed: the file is large
   for name, video in videos.items():
     where = f"{expressions}: video {name!r}"
     if not isinstance(video, dict) or not isinstance(video.get("expressions"), dict):
       raise InputError(f"{where}: has no object 'expressions'")
     segmented_video.check_name(name, where)
     pictures = folder / "JPEGImages" / name
-    frames = segmented_video.check_frames(pictures, video.get("frames"), where)
+    frames = segmented_video.check_frames(pictures, video.get("frames"), where, choice)
     queries = tuple(
-      _query(key, value, f"{where}, expression {key!r}", spaces=spaces, known=masks is not None)
+      _query(key, value, f"{where}, expression {key!r}", spaces=spaces, known=mask_dict is not None)
       for key, value in video["expressions"].items()
     )
     instances, size = None, None
-    if masks is not None:
+    if mask_dict is not None and choice.masks(name) and not choice.lacks(pictures):
+      masks = masks or segmented_video.load_json(mask_dict)
       wanted = sorted({instance for query in queries for instance in query.instances})
       instances = {}
       for instance in wanted:
@@ -78,7 +90,7 @@ def _read(
           )
       every = (mask for each in instances.values() for mask in each if mask)
       size = next((mask["size"] for mask in every), None)
-    height, width = size or segmented_video.picture_size(pictures)
+    height, width = size or segmented_video.picture_size(pictures, choice)
     yield _Video(
       name=name,
       folder=pictures,

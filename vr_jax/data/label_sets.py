@@ -34,10 +34,11 @@ ANNOTATORS = (
 _DAVIS_NAMES = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
 
 _Video = segmented_video.SegmentedVideo
+_Choice = segmented_video.ReadChoice
 _Labels = UInt8[np.ndarray, "height width"]
 
 
-def read_ref_youtube_vos(root: Path, split: str) -> Iterator[_Video]:
+def read_ref_youtube_vos(root: Path, split: str, choice: _Choice) -> Iterator[_Video]:
   """Reads <root>/meta_expressions/<split>; the masks of valid and test were not released.
 
   The file of valid lists the videos of test, too, which are left out if that file is there.
@@ -55,7 +56,7 @@ def read_ref_youtube_vos(root: Path, split: str) -> Iterator[_Video]:
       raise InputError(f"{where}: has no object 'expressions'")
     segmented_video.check_name(name, where)
     folder = root / split / "JPEGImages" / name
-    frames = segmented_video.check_frames(folder, video.get("frames"), where)
+    frames = segmented_video.check_frames(folder, video.get("frames"), where, choice)
     labels = root / split / "Annotations" / name
     has_masks = (root / split / "Annotations").is_dir()
     queries = []
@@ -67,10 +68,10 @@ def read_ref_youtube_vos(root: Path, split: str) -> Iterator[_Video]:
         raise InputError(f"{here}: 'obj_id' is no number of an object")
       names = (str(int(found)),) if found.isdecimal() else ()
       queries.append(segmented_video.SegmentedQuery(name=key, text=text, instances=names))
-    yield _labelled(name, folder, frames, queries, labels if has_masks else None)
+    yield _labelled(name, folder, frames, queries, labels if has_masks else None, choice)
 
 
-def read_ref_davis17(root: Path, split: str) -> Iterator[_Video]:
+def read_ref_davis17(root: Path, split: str, choice: _Choice) -> Iterator[_Video]:
   """Reads the texts of <root>/davis_text_annotations, for DAVIS 2017 in <root>/DAVIS.
 
   split: train or val, as DAVIS/ImageSets/2017 names them.
@@ -88,7 +89,7 @@ def read_ref_davis17(root: Path, split: str) -> Iterator[_Video]:
   for name in names:
     segmented_video.check_name(name, f"{listed}: video {name!r}")
     folder = davis / "JPEGImages" / "480p" / name
-    frames = tuple(segmented_video.find_pictures(folder))
+    frames = () if choice.lacks(folder) else tuple(segmented_video.find_pictures(folder))
     lists = []
     for (file, _), found in zip(ANNOTATORS, texts, strict=True):
       if name not in found:
@@ -106,7 +107,7 @@ def read_ref_davis17(root: Path, split: str) -> Iterator[_Video]:
       for place, group in enumerate(zip(*lists, strict=True))
       for annotator, (number, text) in enumerate(group)
     ]
-    yield _labelled(name, folder, frames, queries, _davis_labels(root, name))
+    yield _labelled(name, folder, frames, queries, _davis_labels(root, name), choice)
 
 
 def read_davis_labels(
@@ -145,7 +146,7 @@ def _read_davis_texts(path: Path, encoding: str) -> dict[str, list[tuple[str, st
   return found
 
 
-def read_reason_vos(root: Path, split: str) -> Iterator[_Video]:
+def read_reason_vos(root: Path, split: str, choice: _Choice) -> Iterator[_Video]:
   """Reads <root>/meta_expressions.json, which has one split. split: has to be ""."""
   if split:
     raise InputError(f"--split={split}: ReasonVOS has one split; leave it out")
@@ -162,7 +163,7 @@ def read_reason_vos(root: Path, split: str) -> Iterator[_Video]:
       raise InputError(f"{where}: has no list 'expressions'")
     segmented_video.check_name(name, where)
     folder = root / "JPEGImages" / name
-    frames = segmented_video.check_frames(folder, video.get("frames"), where)
+    frames = segmented_video.check_frames(folder, video.get("frames"), where, choice)
     queries = [
       segmented_video.SegmentedQuery(
         name=str(entry.get("exp_id", number)),
@@ -175,15 +176,16 @@ def read_reason_vos(root: Path, split: str) -> Iterator[_Video]:
       for number, entry in enumerate(expressions)
     ]
     masks: dict[str, list[segmented_video.FrameMask]] = {}
-    size = None
-    for instance in dict.fromkeys(query.instances[0] for query in queries):
+    size, with_masks = None, choice.masks(name) and not choice.lacks(folder)
+    named = dict.fromkeys(query.instances[0] for query in queries)
+    for instance in named if with_masks else ():
       labels = root / "Annotations" / reason_vos_folder(video, name, instance)
       read = _read_labels(labels, frames)
       masks[instance] = [
         False if frame not in read else run_length.encode(read[frame] > 0) for frame in frames
       ]
       size = size or _one_size(read, labels)
-    height, width = size or segmented_video.picture_size(folder)
+    height, width = size or segmented_video.picture_size(folder, choice)
     yield _Video(
       name=name,
       folder=folder,
@@ -191,7 +193,7 @@ def read_reason_vos(root: Path, split: str) -> Iterator[_Video]:
       height=height,
       width=width,
       queries=tuple(queries),
-      instances=masks,
+      instances=masks if with_masks else None,
     )
 
 
@@ -206,10 +208,11 @@ def _labelled(
   frames: Sequence[str],
   queries: Sequence[segmented_video.SegmentedQuery],
   labels: Path | None,
+  choice: _Choice,
 ) -> _Video:
   """A video with the masks of the objects that its queries mean. labels: None if there are none."""
   instances, size = None, None
-  if labels is not None:
+  if labels is not None and choice.masks(name) and not choice.lacks(folder):
     read = _read_labels(labels, frames)
     size = _one_size(read, labels)
     numbers = sorted({number for query in queries for number in query.instances})
@@ -220,7 +223,7 @@ def _labelled(
       ]
       for number in numbers
     }
-  height, width = size or segmented_video.picture_size(folder)
+  height, width = size or segmented_video.picture_size(folder, choice)
   return _Video(
     name=name,
     folder=folder,

@@ -28,14 +28,14 @@ _USAGE = "LAYOUT ROOT OUTPUT [--split=train] [--videos=DIRECTORY] [--frame_rate=
 class SetLayout:
   """How one set is read.
 
-  read: gives the videos of a split, from the set's root.
+  read: gives the videos of a split, from the set's root, as far as the choice says.
   split: that is taken if none is given.
   frame_rate: of its frames, a second. Known of Ref-YouTube-VOS (every fifth of 30), DAVIS and
     MeViS; the others don't say, and 6 is taken.
   """
 
   title: str
-  read: Callable[[Path, str], Iterator[segmented_video.SegmentedVideo]]
+  read: Callable[[Path, str, segmented_video.ReadChoice], Iterator[segmented_video.SegmentedVideo]]
   split: str = "train"
   frame_rate: float = 6.0
 
@@ -51,7 +51,10 @@ LAYOUTS: Mapping[str, SetLayout] = {
 
 
 def read(
-  layout: str, root: Path, split: str | None = None
+  layout: str,
+  root: Path,
+  split: str | None = None,
+  choice: segmented_video.ReadChoice = segmented_video.EVERYTHING,
 ) -> Iterator[segmented_video.SegmentedVideo]:
   """Reads the videos of a set one after the other.
 
@@ -62,7 +65,7 @@ def read(
     raise InputError(f"{layout}: no such layout; one of {', '.join(LAYOUTS)}")
   if not root.is_dir():
     raise InputError(f"{root}: there is no such directory")
-  return LAYOUTS[layout].read(root, LAYOUTS[layout].split if split is None else split)
+  return LAYOUTS[layout].read(root, LAYOUTS[layout].split if split is None else split, choice)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

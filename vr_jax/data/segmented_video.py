@@ -4,7 +4,7 @@ What the readers of all layouts share: expression_sets.py for masks as run lengt
 label_sets.py for masks as the labels of PNG files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,26 @@ class SegmentedVideo:
   instances: Mapping[str, Sequence[FrameMask]] | None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadChoice:
+  """What is read of a set.
+
+  masks: whether those of the video of this name are; where they aren't, `instances` is None.
+  absent: whether a video whose folder of pictures is not there is read, too: with no masks, a size
+    of 0, and the names of its frames where a file lists them. Else it is an error.
+  """
+
+  masks: Callable[[str], bool] = lambda name: True
+  absent: bool = False
+
+  def lacks(self, folder: Path) -> bool:
+    """Whether a video is read without its pictures, as they are not there."""
+    return self.absent and not folder.is_dir()
+
+
+EVERYTHING = ReadChoice()
+
+
 def object_masks(
   instances: Mapping[str, Sequence[FrameMask]], names: Sequence[str], frames: int
 ) -> dict[int, run_length.RunLength | None]:
@@ -103,14 +123,18 @@ def check_text(value: Any, field: str, where: str) -> str:
   return " ".join(text.split())
 
 
-def check_frames(folder: Path, frames: Any, where: str) -> tuple[str, ...]:
-  """Frame names of a set, in order; all of them are pictures of the folder.
+def check_frames(
+  folder: Path, frames: Any, where: str, choice: ReadChoice = EVERYTHING
+) -> tuple[str, ...]:
+  """Frame names of a set, in order; all of them are pictures of the folder, if that is needed.
 
   Raises:
     InputError: the list is none, or a picture is missing.
   """
   if not isinstance(frames, list) or not frames or not all(isinstance(f, str) for f in frames):
     raise InputError(f"{where}: 'frames' is no list of names")
+  if choice.lacks(folder):
+    return tuple(frames)
   pictures = find_pictures(folder)
   missing = [frame for frame in frames if frame not in pictures]
   if missing:
@@ -129,8 +153,10 @@ def find_pictures(folder: Path) -> dict[str, Path]:
   return {Path(name).stem: folder / name for name in image_folder.order_frames(names)}
 
 
-def picture_size(folder: Path) -> tuple[int, int]:
-  """Height and width of the first picture of a folder, in pixels."""
+def picture_size(folder: Path, choice: ReadChoice = EVERYTHING) -> tuple[int, int]:
+  """Height and width of the first picture of a folder, in pixels; 0 if it need not be there."""
+  if choice.lacks(folder):
+    return 0, 0
   path = next(iter(find_pictures(folder).values()), None)
   if path is None:
     raise InputError(f"{folder}: holds no pictures")

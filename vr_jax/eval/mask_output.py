@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import av
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 import simplejpeg
 
-from vr_jax import run_length
-from vr_jax.data import video_file
-from vr_jax.eval import box_tracking
+from vr_jax import frame_times, run_length
+from vr_jax.data import guarded_reader, image_folder, video_file
+from vr_jax.eval import box_tracking, found_object
 from vr_jax.models import sam2
 
 # Red, green and blue of the objects' masks, in order; they repeat.
@@ -26,39 +26,55 @@ _COLOURS = ((230, 60, 60), (60, 140, 240), (70, 190, 90), (240, 180, 40), (170, 
 _OPACITY = 0.5  # of a mask over its frame
 _CLOCK = 90_000  # ticks a second of an overlay's times
 _BOX_LINE = 2  # pixels
+# Of the frames that SAM2 reads; at 95 the difference to the video's own frames can't be seen.
+_QUALITY = 95
+_EVERY_FRAME = 1e6  # frames a second, more than any video has
+_ANY_SIDE = 2**31  # pixels
 
 # Run-length masks of each object, by frame; None for a mask without a pixel.
 Masks = Sequence[Sequence[run_length.RunLength | None]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FoundObject:
-  """What an episode found.
+def read_video(
+  path: Path,
+  limits: guarded_reader.DecodeLimits,
+  folder: image_folder.FolderFrames | None = None,
+) -> video_file.ExtractedVideo:
+  """Reads all frames of a video at their full size. folder: of a path that is one of pictures.
 
-  frame: the key frame's index in the video; None if none was read.
-  box: (left, top, right, bottom) in pixels of the video; None if none was read.
-  problem: why there is no box; "" if there is one.
+  Raises InputError if it is bad, or breaks a limit.
   """
+  settings: dict[str, Any] = {"fps": _EVERY_FRAME, "quality": _QUALITY, "max_side": _ANY_SIDE}
+  return guarded_reader.extract(path, limits=limits, folder=folder, **settings)
 
-  query: str
-  replies: tuple[str, ...]
-  frame: int | None
-  description: str
-  box: tuple[float, float, float, float] | None
-  problem: str
+
+def frame_at(times: Float[np.ndarray, "frames"], time: float) -> int:
+  """The index of the frame that has this time, in seconds.
+
+  times: of all frames.
+
+  Raises ValueError if no frame has it: the key frame's box would be put on another one.
+  """
+  index = int(frame_times.find(times, np.array([time]))[0])
+  if index < 0:
+    raise ValueError(f"no frame at {time:g} s")
+  return index
 
 
 def track(
   segmenter: sam2.Segmenter,
   video: video_file.ExtractedVideo,
-  found: Sequence[FoundObject],
+  found: Sequence[found_object.FoundObject],
   *,
+  size: tuple[int, int] | None = None,
   fresh_reverse: bool = False,
   on_progress: Callable[[int, int], None] | None = None,
 ) -> Masks:
   """Follows each object from its key frame to both ends of the video; all at the same time.
 
   Objects without a box get empty masks.
+
+  size: height and width of the masks; None: those of the video.
   """
   count = len(video.jpegs)
   prompts = {
@@ -76,6 +92,7 @@ def track(
       segmenter,
       [frames] * len(prompts),
       [*prompts.values()],
+      sizes=None if size is None else [size] * len(prompts),
       fresh_reverse=fresh_reverse,
       on_progress=on_progress,
     )
@@ -90,7 +107,7 @@ def write(
   directory: Path,
   name: str,
   video: video_file.ExtractedVideo,
-  found: Sequence[FoundObject],
+  found: Sequence[found_object.FoundObject],
   masks: Masks,
 ) -> None:
   """Writes masks.json, the PNG files and overlay.mp4 into an existing, empty directory.
@@ -109,7 +126,10 @@ def write(
 
 
 def _record(
-  name: str, video: video_file.ExtractedVideo, found: Sequence[FoundObject], masks: Masks
+  name: str,
+  video: video_file.ExtractedVideo,
+  found: Sequence[found_object.FoundObject],
+  masks: Masks,
 ) -> dict[str, Any]:
   return {
     "video": name,
@@ -124,7 +144,7 @@ def _record(
 
 
 def _overlays(
-  video: video_file.ExtractedVideo, found: Sequence[FoundObject], masks: Masks
+  video: video_file.ExtractedVideo, found: Sequence[found_object.FoundObject], masks: Masks
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
   """The frames with the masks over them, and the boxes in their key frames."""
   for index, jpeg in enumerate(video.jpegs):

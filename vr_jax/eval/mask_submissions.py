@@ -133,7 +133,10 @@ def merge_davis(root: Path, output: Path, videos: Sequence[segmented_video.Segme
           for query in video.queries[annotator::annotators]
         ]
       )
-      labels = segmentation.merge_objects(masks.astype(np.float32))
+      frames = [masks[:, frame, None] for frame in range(len(video.frames))]
+      labels = np.concatenate(
+        [segmentation.merge_objects(each.astype(np.float32)) for each in frames]
+      )
       write_labels(output / f"anno_{annotator}" / video.name, video.frames, labels, palette=True)
 
 

@@ -6,7 +6,7 @@ Prints one JSON line; scores are in percent. Predictions lie as mask_submissions
 masks were not released are scored by their servers alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -24,6 +24,7 @@ from vr_jax.eval import mask_submissions, segmentation
 
 PROTOCOLS = ("objects", "expressions")
 _USAGE = "LAYOUT ROOT PREDICTIONS [--split=SPLIT] [--protocol=objects|expressions]"
+_FOREGROUND = "mask_dict_foreground.json"  # of ReVOS: the pixels of any object
 _GROUPS = {0: "referring", 1: "reasoning"}  # of ReVOS; type 2 is never averaged
 
 
@@ -89,8 +90,29 @@ def score(
   return {**_percent(scores), "expressions": len(scores), "without_prediction": missing}
 
 
+def measures(
+  layout: str, videos: Iterable[segmented_video.SegmentedVideo], root: Path, predictions: Path
+) -> Iterator[dict[str, float]]:
+  """J and F of each expression, of ReVOS also R, visa_R and visa_A, in [0, 1].
+
+  ReVOS's are rounded to two decimals of a percent, as by its program.
+
+  videos: with masks. Raises InputError if a predicted frame is missing or of another size.
+  """
+  found = _expressions(layout, videos, root, predictions)
+  if layout == "revos":
+    foreground = segmented_video.load_json(root / _FOREGROUND)
+    for expression in found:
+      row = _revos_row(expression, foreground, mask_submissions.MARKED)
+      yield {name: value / 100 for name, value in row.items()}
+    return
+  for expression in found:
+    score = expression.score()
+    yield {"J": score.j, "F": score.f}
+
+
 def _expressions(
-  layout: str, videos: Iterator[segmented_video.SegmentedVideo], root: Path, predictions: Path
+  layout: str, videos: Iterable[segmented_video.SegmentedVideo], root: Path, predictions: Path
 ) -> Iterator[ScoredExpression]:
   for video in videos:
     if video.instances is None:
@@ -114,17 +136,14 @@ def _expressions(
 
 def _revos(found: Iterator[ScoredExpression], root: Path, pixel_value: int) -> dict[str, Any]:
   """Means of both groups, and of the groups. An expression's scores are rounded before."""
-  foreground = segmented_video.load_json(root / "mask_dict_foreground.json")
+  foreground = segmented_video.load_json(root / _FOREGROUND)
   rows: list[dict[str, float]] = []
   groups: list[int] = []
   missing = 0
   for expression in found:
     groups.append(int(expression.query.extra.get("type_id", 2)))
-    if expression.predicted is None:
-      missing += 1
-      rows.append(dict.fromkeys(("J", "F", "R", "visa_R", "visa_A"), 0.0))
-      continue
-    rows.append(_revos_row(expression, expression.predicted, foreground, pixel_value))
+    missing += expression.predicted is None
+    rows.append(_revos_row(expression, foreground, pixel_value))
   if not rows:
     raise InputError(f"{root}: this split has no expressions")
   by_group = {
@@ -142,11 +161,11 @@ def _revos(found: Iterator[ScoredExpression], root: Path, pixel_value: int) -> d
 
 
 def _revos_row(
-  expression: ScoredExpression,
-  predicted: UInt8[np.ndarray, "frames height width"],
-  foreground: Mapping[str, Any],
-  pixel_value: int,
+  expression: ScoredExpression, foreground: Mapping[str, Any], pixel_value: int
 ) -> dict[str, float]:
+  """The scores of an expression in percent; 0 without a prediction."""
+  if expression.predicted is None:
+    return dict.fromkeys(("J", "F", "R", "visa_R", "visa_A"), 0.0)
   video, query = expression.video, expression.query
   size = video.height, video.width
   entry = foreground.get(video.name)
@@ -166,7 +185,7 @@ def _revos_row(
     for frame, mask in enumerate((video.instances or {})[name]):
       if isinstance(mask, Mapping):
         counts[frame] += run_length.decode(mask, *size)
-  marked = predicted > 0
+  marked = expression.predicted > 0
   r, a = segmentation.visa_compatible(marked, counts, of_all, pixel_value=pixel_value)
   per_frame = {
     "J": segmentation.region_similarity(marked, expression.truth),
@@ -183,15 +202,8 @@ def _davis_objects(
 ) -> dict[str, Any]:
   annotators: list[list[segmentation.MaskScore]] = [[] for _ in label_sets.ANNOTATORS]
   for video in videos:
-    labels = label_sets.read_davis_labels(root, video.name, video.frames)
-    void = labels == label_sets.VOID
-    objects = range(1, int(labels[~void].max(initial=0)) + 1)
-    truths = np.stack([labels == number for number in objects])
-    for annotator, scores in enumerate(annotators):
-      directory = predictions / f"anno_{annotator}" / video.name
-      found = mask_submissions.read_labels(directory, video.frames, (video.height, video.width))
-      proposals = np.stack([found == number for number in range(1, max(int(found.max()), 1) + 1)])
-      scores += segmentation.unsupervised_scores(proposals, truths, void)
+    for scores, found in zip(annotators, davis_objects(video, root, predictions), strict=True):
+      scores += found
   if not annotators[0]:
     raise InputError(f"{root}: this split has no videos")
   each = [_percent(scores) for scores in annotators]
@@ -200,6 +212,24 @@ def _davis_objects(
     "annotators": each,
     "objects": len(annotators[0]),
   }
+
+
+def davis_objects(
+  video: segmented_video.SegmentedVideo, root: Path, predictions: Path
+) -> Iterator[list[segmentation.MaskScore]]:
+  """For each annotator, the scores of a video's objects from label 1 on, matched as DAVIS does.
+
+  predictions: as `mask_submissions.merge_davis` writes them.
+  """
+  labels = label_sets.read_davis_labels(root, video.name, video.frames)
+  void = labels == label_sets.VOID
+  objects = range(1, int(labels[~void].max(initial=0)) + 1)
+  truths = np.stack([labels == number for number in objects])
+  for annotator in range(len(label_sets.ANNOTATORS)):
+    directory = predictions / f"anno_{annotator}" / video.name
+    found = mask_submissions.read_labels(directory, video.frames, (video.height, video.width))
+    proposals = np.stack([found == number for number in range(1, max(int(found.max()), 1) + 1)])
+    yield segmentation.unsupervised_scores(proposals, truths, void)
 
 
 def _percent(scores: Sequence[segmentation.MaskScore]) -> dict[str, float]:

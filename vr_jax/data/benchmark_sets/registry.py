@@ -17,6 +17,7 @@ from vr_jax.data.benchmark_sets import (
   moss_video,
   mvbench,
   released_files,
+  segmentation,
   tempcompass,
   vcr_bench,
   video_mme,
@@ -30,7 +31,7 @@ _MODULES = (
   *(video_mmmu, vcr_bench, moss_video),
 )
 BENCHMARKS: Mapping[str, benchmark_set.BenchmarkSet] = {
-  module.BENCHMARK.name: module.BENCHMARK for module in _MODULES
+  each.name: each for each in (*(module.BENCHMARK for module in _MODULES), *segmentation.BENCHMARKS)
 }
 
 

@@ -209,6 +209,38 @@ def _vcr(means: group_sums.Means) -> group_sums.Means:
   return values
 
 
+def _mask_groups(reply: scored_reply.ScoredReply) -> dict[str, float]:
+  return _strata(reply) | dict(reply.measures)
+
+
+def _masks(means: group_sums.Means) -> group_sums.Means:
+  """J&F over expressions (of Ref-DAVIS17, objects and annotators), its parts, and strata."""
+  values = {name: 100 * value for name, value in means.items() if name != _ALL}
+  return {"J&F": 100 * means[_ALL], **values}
+
+
+def _revos_groups(reply: scored_reply.ScoredReply) -> dict[str, float]:
+  """Each measure within the type of the expression."""
+  values = {"J&F": reply.score, **reply.measures}
+  kinds = reply.strata.get("type", ())
+  return {f"type/{kind}": reply.score for kind in kinds} | {
+    f"{kind}/{name}": value for kind in kinds for name, value in values.items()
+  }
+
+
+def _revos(means: group_sums.Means) -> group_sums.Means:
+  """The mean of both types of each measure; an expression of another type counts nowhere."""
+  of_type = {kind: _under(f"{kind}/", means) for kind in ("referring", "reasoning")}
+  there = {kind: values for kind, values in of_type.items() if values}
+  if not there:
+    raise _without_groups()
+  names = next(iter(there.values()))
+  return {
+    **{name: 100 * _mean([values[name] for values in there.values()]) for name in names},
+    **{f"{kind}/{name}": 100 * each for kind in there for name, each in there[kind].items()},
+  }
+
+
 def _under(prefix: str, means: group_sums.Means) -> dict[str, np.ndarray]:
   return {
     name.removeprefix(prefix): value for name, value in means.items() if name.startswith(prefix)
@@ -314,5 +346,20 @@ METRICS: Mapping[str, BenchmarkMetric] = {
     grouping=_vcr_groups,
     combine=_vcr,
     source="VCR-Bench (arXiv 2504.07956), eval_code/cau_total.py",
+  ),
+  "masks": BenchmarkMetric(
+    headline="J&F",
+    further=("J", "F"),
+    grouping=_mask_groups,
+    combine=_masks,
+    source="DAVIS (Perazzi et al., CVPR 2016): region similarity and boundary accuracy",
+  ),
+  "revos": BenchmarkMetric(
+    headline="J&F",
+    further=("J", "F", "R", "visa_R", "visa_A"),
+    grouping=_revos_groups,
+    combine=_revos,
+    expected=("type/referring", "type/reasoning"),
+    source="ReVOS (arXiv 2407.11325), VISA's tools/eval_revos.py",
   ),
 }

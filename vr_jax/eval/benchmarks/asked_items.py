@@ -64,10 +64,12 @@ class ItemAsker:
     data = self.context.config.data
     store = self.cache.open(
       item.video,
-      fps=data.fps,
+      # Of the frames that a set lists, the recipe chooses among all.
+      fps=max(data.fps, item.frames_fps or 0.0) if item.frames else data.fps,
       quality=data.quality,
       max_side=data.max_side,
       frame_rate=item.frames_fps,
+      frames=item.frames,
     )
     example = _example(item, self._part(item), store.duration(item.video))
     clip = batches.select_clip(example, store, paths.sampling_rule(data))

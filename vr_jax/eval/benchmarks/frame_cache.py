@@ -54,21 +54,30 @@ class FrameCache:
   limits: guarded_reader.DecodeLimits
 
   def open(
-    self, name: str, *, fps: float, quality: int, max_side: int, frame_rate: float | None
+    self,
+    name: str,
+    *,
+    fps: float,
+    quality: int,
+    max_side: int,
+    frame_rate: float | None,
+    frames: tuple[str, ...] = (),
   ) -> frame_store.FrameStore:
     """Opens the frames of one video, which the store calls `name`; decodes it if need be.
 
     fps: frames a second to keep.
     quality, max_side: see `video_file.extract`.
     frame_rate: of a folder of pictures; None if `name` is a file.
+    frames: names of those pictures that are the video's frames, in order; (): all.
 
     Raises InputError if the video is missing or can't be decoded, OSError if frames can't be kept.
     """
     path = self._existing(name, frame_rate)
     how = {"fps": fps, "quality": quality, "max_side": max_side}
-    directory = self._directory(path, name, frame_rate, how)
+    chosen = {"frames": frames} if frames else {}
+    directory = self._directory(path, name, frame_rate, {**how, **chosen})
     if not (directory / _LAST).is_file():
-      folder = _folder(path, frame_rate)
+      folder = _folder(path, frame_rate, frames)
       video = guarded_reader.extract(path, limits=self.limits, folder=folder, **how)
       _write(directory, name, video, fps)
     return _open(directory)
@@ -154,10 +163,14 @@ def _open(directory: Path) -> frame_store.FrameStore:
   return frame_store.FrameStore(directory)
 
 
-def _folder(path: Path, frame_rate: float | None) -> image_folder.FolderFrames | None:
+def _folder(
+  path: Path, frame_rate: float | None, frames: tuple[str, ...] = ()
+) -> image_folder.FolderFrames | None:
   """The frames of a folder of pictures; None of a file, which has no frame rate of its own."""
   if not frame_rate:
     return None
+  if frames:
+    return image_folder.FolderFrames(names=frames, frame_rate=frame_rate)
   names = [each.name for each in path.iterdir() if picture_file.is_picture(each.name)]
   if not names:
     raise InputError(f"{path}: holds no pictures")

@@ -384,6 +384,7 @@ def read_replies(
     else reply_store.StoredReply(
       id=item.example.id,
       reply=episode.replies[-1],
+      earlier=tuple(episode.replies[:-1]),
       tokens=int(sampled[row].sum()),
       turns=len(episode.replies),
       truncated=_is_cut(context, tokens[row], sampled[row], turn[row], limit),

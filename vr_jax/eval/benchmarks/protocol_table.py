@@ -276,6 +276,49 @@ EASY_VIDEO_R1: Mapping[str, Mapping[str, Any]] = {
   },
 }
 
+# A rule's name: none reads a reply. What it boxes is followed, and its masks are scored.
+MASKS = "masks"
+_MASKS_COMMON: Mapping[str, Any] = {
+  "prompt": None,
+  "frames": None,
+  "pixels": None,
+  "decoding": None,
+  "rule": MASKS,
+  "metric": "masks",
+  "counted": _AS_READ,
+}
+OF_MASKS: Mapping[str, Mapping[str, Any]] = {
+  "mevis@official": {
+    **_MASKS_COMMON,
+    "source": "henghuiding/MeViS: J&F over expressions (valid_u); valid and test by its server. "
+    "Here and in all benchmarks of masks the recipe asks, and SAM2 follows the box",
+  },
+  "ref_youtube_vos@official": {
+    **_MASKS_COMMON,
+    "source": "Ref-YouTube-VOS: its server scores the masks of every listed frame",
+  },
+  "ref_davis17@official": {
+    **_MASKS_COMMON,
+    "merges_objects": True,
+    "source": "wjn922/ReferFormer, eval_davis.py: an annotator's objects merged and matched as in "
+    "DAVIS's unsupervised task, mean of four annotators",
+  },
+  "ref_davis17@expressions": {
+    **_MASKS_COMMON,
+    "source": "cilinyan/VISA: each expression alone, mean over expressions",
+  },
+  "revos@official": {
+    **_MASKS_COMMON,
+    "metric": "revos",
+    "source": "cilinyan/VISA, tools/eval_revos.py: mean of referring and reasoning expressions; R "
+    "counts pixels, visa_R and visa_A as its program does with pixels of 255",
+  },
+  "reason_vos@official": {
+    **_MASKS_COMMON,
+    "source": "showlab/VideoLISA, evaluation/reason_vos: J&F over expressions, annotated frames",
+  },
+}
+
 _METRICS_OF_RECIPES = {
   **{name: "micro" for name in ("egoschema", "longvideobench", "mmvu", "moss_video")},
   **{

@@ -14,6 +14,7 @@ protocol's name.
     video_r1, easy_video_r1
                  as these projects evaluate it
     recipe       as the policy's own recipe asks, with our strict rule
+    expressions  ref_davis17: each expression alone, as VISA scores it
 
 Denominators are fixed in all of them (`scored_reply`), also where the public program's is not.
 """
@@ -36,13 +37,15 @@ class Protocol:
   name, benchmark: the latter is `Item.benchmark`.
   prompt: the texts beside the video; None: as the policy's recipe asks.
   frames, pixels, decoding: None: as the policy's recipe has them.
-  rule: name in `answer_rules.RULES`, for questions that need no judge.
+  rule: name in `answer_rules.RULES`, for questions that need no judge; MASKS where none reads
+    replies (`finds_masks`).
   metric: name in `aggregation.METRICS`.
   uses_clip: whether only the item's clip is shown, if it has one.
   uses_subtitles: whether the subtitles at the times of the frames are shown.
   interleaves: whether frames are pictures, with the subtitles between them, and not a video with
     the subtitles in the text of `render`.
   kinds: which questions are asked, by `Item.scorer`; (): all.
+  merges_objects: of masks: whether all objects that an annotator describes are scored together.
   judge: the model that judges in published scores; "": none.
   judge_reads: which answers a judge reads, if there is one; `judged_answers.asks_judge`.
   counted: statuses whose scores count. Public programs score what they find in a reply that was
@@ -62,10 +65,16 @@ class Protocol:
   uses_subtitles: bool = False
   interleaves: bool = False
   kinds: tuple[benchmark_item.Scorer, ...] = ()
+  merges_objects: bool = False
   judge: str = ""
   judge_reads: protocol_table.JudgeReads = "open"
   counted: tuple[scored_reply.Status, ...] = ("answered",)
   source: str
+
+  @property
+  def finds_masks(self) -> bool:
+    """Whether what a reply boxes is followed through the video, and its masks are the answer."""
+    return self.rule == protocol_table.MASKS
 
   def asks(self, item: benchmark_item.Item) -> bool:
     """Whether the item is one of this protocol's questions."""
@@ -114,7 +123,7 @@ def _protocol(name: str, **fields) -> Protocol:
 
 def _all() -> Mapping[str, Protocol]:
   rows = {**protocol_table.OFFICIAL, **protocol_table.VIDEO_R1, **protocol_table.EASY_VIDEO_R1}
-  rows |= protocol_table.RECIPE
+  rows |= {**protocol_table.RECIPE, **protocol_table.OF_MASKS}
   return {name: _protocol(name, **fields) for name, fields in rows.items()}
 
 

@@ -10,6 +10,7 @@ _PROBLEM_TYPES = {
   "choice": "multiple choice",
   "caption_match": "multiple choice",
   "mra": "regression",
+  "masks": records.SEGMENTATION,
 }
 
 

@@ -25,7 +25,7 @@ class StoredReply:
   """What the policy said to one question.
 
   id: of the item.
-  reply: of the last turn.
+  reply: of the last turn. earlier: of the turns before it.
   tokens: sampled ones, of all turns; turns: how many there were.
   truncated: whether a reply reached its limit of tokens before its end.
   frames: number of those that the prompt shows; height, width: of each as the model sees it, in
@@ -35,6 +35,7 @@ class StoredReply:
 
   id: str
   reply: str = ""
+  earlier: tuple[str, ...] = ()
   tokens: int = 0
   turns: int = 1
   truncated: bool = False

@@ -74,6 +74,8 @@ def make(
   unshown: int = 0,
   base: Mapping[str, reply_store.StoredReply] | None = None,
   judge: judged_answers.AnswerJudge | None = None,
+  masks: Sequence[scored_reply.ScoredReply] | None = None,
+  base_masks: Sequence[scored_reply.ScoredReply] | None = None,
 ) -> scored_protocol.ScoredProtocol:
   """Computes the numbers of a protocol.
 
@@ -81,13 +83,14 @@ def make(
   missing, count_differences, unshown: see `scored_protocol.ScoredProtocol`.
   base: replies of another policy to the same items, to compare with.
   judge: judges open answers and reasoning; None: these are not scored.
+  masks, base_masks: of a protocol that finds masks, their scores, of either policy.
 
   Raises InputError if no item can be scored, or as `judged_answers.grade` does.
   """
   metric = aggregation.get(protocol.metric)
   reads: Any = {"rule": protocol.rule, "reads": protocol.judge_reads}
   judged = None if judge is None else judged_answers.grade(judge, items, replies, **reads)
-  scored = score_replies(protocol, items, replies, judged)
+  scored = score_replies(protocol, items, replies, judged) if masks is None else [*masks]
   if not scored:
     why = "they need a judge (--judge), or their answers were not released"
     if judge is not None and judged is not None and judged.not_judged:
@@ -102,7 +105,10 @@ def make(
   changes, of_base = {}, None
   if base is not None:
     of_base = None if judge is None else judged_answers.grade(judge, items, base, **reads)
-    changes = _compare(metric, score_replies(protocol, items, base, of_base), scored)
+    before = base_masks
+    if before is None:
+      before = score_replies(protocol, items, base, of_base)
+    changes = _compare(metric, before, scored)
   return scored_protocol.ScoredProtocol(
     protocol=protocol.name,
     headline=published[0],
@@ -114,7 +120,7 @@ def make(
     unparsed=counts["unparsed"],
     truncated=counts["truncated"],
     missing=tuple(missing),
-    unscored=len(items) - len(scored),
+    unscored=len(items) - len(scored) if masks is None else 0,
     count_differences=tuple(count_differences),
     not_asked=sum(item.id not in replies for item in items),
     unshown=unshown,
