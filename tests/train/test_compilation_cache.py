@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vr_jax import errors
 from vr_jax.train import compilations, console
 
 
@@ -38,6 +39,14 @@ def test_the_standard_variable_moves_it_if_it_is_a_whole_path(unset, monkeypatch
   found = compilations.use_cache(unset / "run")
   root = unset / given if elsewhere else unset / "home" / ".cache"
   assert found.parent == root / "vr_jax" / "jax"
+
+
+def test_a_configured_cache_that_is_no_directory_is_refused(unset, monkeypatch):
+  monkeypatch.chdir(unset)
+  jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
+  with pytest.raises(errors.InputError, match="JAX_COMPILATION_CACHE_DIR=gs://bucket/cache: not a"):
+    compilations.use_cache(unset / "run")
+  assert not (unset / "gs:").exists()
 
 
 def test_a_configured_cache_is_left_alone(unset):

@@ -222,3 +222,16 @@ def test_values_that_are_not_finite_are_written_as_null(tmp_path):
   log.close()
   (line,) = metrics.read(tmp_path / "metrics.jsonl")
   assert line["values"] == {"loss": None, "norm": None, "kl": 0.5}
+
+
+def test_sources_that_differ_have_another_digest(tmp_path, monkeypatch):
+  def digest(text):
+    (tmp_path / "module.py").write_text(text)
+    return workdir.source_digest.__wrapped__()
+
+  assert workdir.source_digest() == workdir.source_digest.__wrapped__()
+  monkeypatch.setattr(workdir.vr_jax, "__file__", str(tmp_path / "__init__.py"))
+  one, other = digest("one"), digest("two")
+  assert len(one) == len(other) == 12
+  assert one != other
+  assert digest("one") == one

@@ -92,8 +92,16 @@ def print_summary() -> None:
 
 
 def use_cache(workdir: Path) -> Path:
-  """Points JAX to its compilation cache, see above, and returns it."""
+  """Points JAX to its compilation cache, see above, and returns it.
+
+  Raises InputError if JAX's own setting is no directory of this host.
+  """
   configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (JAX adds it later)
+  if configured and "://" in configured:
+    raise errors.InputError(
+      f"JAX_COMPILATION_CACHE_DIR={configured}: not a directory; unset it: hosts share compiled "
+      "programs through the workdir"
+    )
   directory = Path(configured) if configured else _default(workdir)
   if not configured:
     jax.config.update("jax_compilation_cache_dir", str(directory))

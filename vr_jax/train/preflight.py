@@ -141,7 +141,8 @@ def _facts(
   config: ml_collections.ConfigDict, workdir: Path, mode: str, cache: Path
 ) -> ProcessFacts:
   about = workdir_lib.provenance()
-  code = {"git revision": about["git_revision"], **about["versions"]}
+  revision = {"git revision": about["git_revision"], "sources": workdir_lib.source_digest()}
+  code = {**revision, **about["versions"]}
   resolved = buckets.as_addresses(json.dumps([config.to_dict(), mode], sort_keys=True))
   written = workdir / "config.json"
   local = jax.local_devices()

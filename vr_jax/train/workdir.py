@@ -17,6 +17,7 @@ report.html      the report
 from collections.abc import Iterator
 import datetime
 import functools
+import hashlib
 from importlib import metadata
 import itertools
 import json
@@ -202,6 +203,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
   models = [line.partition(":")[2] for line in about.splitlines() if line.startswith("model name")]
   return models[0].strip() if models else platform.machine()
+
+
+@functools.cache
+def source_digest() -> str:
+  """What tells the sources of this package from others, also where no git says so."""
+  root, digest = Path(vr_jax.__file__).parent, hashlib.sha256()
+  for path in sorted(root.rglob("*.py")):
+    digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+  return digest.hexdigest()[:12]
 
 
 @functools.cache
