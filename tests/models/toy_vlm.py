@@ -119,10 +119,12 @@ class Text(decoder.Decoder):
     query, key, value = (self.project(x, weights, name) for name in ("query", "key", "value"))
     return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
 
-  def finish_layer(self, x, mixed, weights):
+  def finish_layer(self, x, mixed, weights, place=lambda x: x):
     normed = layers.rms_norm(x, weights["norm"], epsilon=1e-6)
     wide = jax.nn.gelu(self.project(normed, weights, "up"))
-    both = self.project(mixed, weights, "out", contract=2) + self.project(wide, weights, "down")
+    both = place(self.project(mixed, weights, "out", contract=2)) + self.project(
+      wide, weights, "down"
+    )
     return x + both
 
   def final_norm(self, x):

@@ -89,14 +89,15 @@ def test_greedy_replies_are_those_of_one_device_in_every_layout(data, network, s
   assert rollout.tokens.sharding.is_equivalent_to(training, 3)
 
 
-def test_a_device_has_a_part_of_the_weights_and_no_step_moves_them(data):
-  changes = {"rl__decode_layout": "tensor", "rl__decode_copies": 1}
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_device_has_a_part_of_the_weights_and_no_step_moves_them(data, copies):
+  changes = {"rl__decode_layout": "tensor", "rl__decode_copies": copies}
   context = nano.build(data, mesh=(1, 8, 1, 1), **changes)
   (graphdef, params, prompt, allowed, key), decoding = _start(context)
   prefix, state = sampler._start(graphdef, params, prompt, key, decoding=decoding)
   params = sampler.decoding_params(graphdef, params)
-  text = params["text"]
-  for name, whole in (("gate", (2, 32, 48 / 8)), ("down", (2, 48 / 8, 32))):
+  text, ways = params["text"], 8 // copies
+  for name, whole in (("gate", (2, 32, 48 / ways)), ("down", (2, 48 / ways, 32))):
     x = text["layers"][name][...]
     assert x.sharding.shard_shape(x.shape) == whole
   query = text["layers"]["query"][...]

@@ -39,6 +39,10 @@ class Layout(Protocol):
     """Shards an array by its axes; an axis not divisible by its devices stays whole."""
     ...
 
+  def move(self, x: Array, axes: Axes) -> Array:
+    """Shards a weight that lies in another layout; like `place`, but never whole on the way."""
+    ...
+
   def shards(self, axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The number of shards along each axis of an array of this shape."""
     ...
@@ -117,6 +121,8 @@ class OneDevice:
     """Returns the array unchanged."""
     del axes
     return x
+
+  move = place
 
   def shards(self, axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
     """One shard along every axis."""

@@ -74,6 +74,11 @@ def _tensor(mesh: Mesh, params: PyTree, slots: int, copies: int) -> mesh_lib.Mes
     return next((c for c in choices if size % math.prod(split.shape[a] for a in c) == 0), ())
 
   heads = ("fsdp_heads", "tensor")
+  of_weights = {"heads": heads, "kv_heads": heads, "mlp": most("mlp"), "vocab": most("vocab")}
+  # Weights are split over all devices first, and then gathered by the copies. XLA would make all of
+  # them whole on the way otherwise.
+  parts = tuple((name, (*axes, "copies")) for name, axes in of_weights.items())
+  on_the_way = mesh_lib.MeshLayout(split, (("embed", ()), *parts)) if copies > 1 else None
   # Copies split what data splits.
   rows = {name: axes for name, axes in mesh_lib.RULES.items() if "data" in axes}
   return mesh_lib.MeshLayout(
@@ -81,13 +86,11 @@ def _tensor(mesh: Mesh, params: PyTree, slots: int, copies: int) -> mesh_lib.Mes
     (
       *((name, ("data", "copies", *axes[1:])) for name, axes in rows.items()),
       ("embed", ()),
-      ("heads", heads),
-      ("kv_heads", heads),
-      ("mlp", most("mlp")),
-      ("vocab", most("vocab")),
+      *of_weights.items(),
       ("hidden_slots", ("data", "copies")),
       ("draws", AXES),
     ),
+    on_the_way=on_the_way,
   )
 
 

@@ -118,6 +118,7 @@ class MeshLayout:
 
   changes: rules in place of those of `RULES`.
   of_decoding: the layout of decoding (parallel/decoding_layout.py); None: this one.
+  on_the_way: a layout that `move` takes weights through; None: none.
   outside: mesh axes over which arrays are split already, outside of what has this layout
     (parallel/data_parts.py).
   """
@@ -125,6 +126,7 @@ class MeshLayout:
   mesh: Mesh
   changes: Rules = ()
   of_decoding: "MeshLayout | None" = None
+  on_the_way: "MeshLayout | None" = None
   outside: tuple[str, ...] = ()
 
   @property
@@ -168,6 +170,10 @@ class MeshLayout:
     if self._devices == 1:
       return x
     return jax.lax.with_sharding_constraint(x, self.sharding(axes, x.shape))
+
+  def move(self, x: Array, axes: tuple[str | None, ...]) -> Array:
+    """Like `place`, through the layout on the way."""
+    return self.place(self.on_the_way.place(x, axes) if self.on_the_way else x, axes)
 
   def shards(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The number of shards along each axis."""

@@ -74,8 +74,12 @@ class Decoder(nnx.Module):
     x: Float[Array, "*batch embed"],
     mixed: Float[Array, "*batch heads head_dim"],
     weights: dict[str, Array],
+    place: Callable[[Array], Array] = lambda x: x,
   ) -> Float[Array, "*batch embed"]:
-    """Computes a layer's output from its input `x` and the attention output `mixed`."""
+    """Computes a layer's output from its input `x` and the attention output `mixed`.
+
+    place: of hidden states between the layer's blocks.
+    """
 
   @abc.abstractmethod
   def final_norm(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
@@ -281,7 +285,7 @@ class Decoder(nnx.Module):
     """
     cos, sin = self.text_angles(positions)
     place = functools.partial(self.layout.decoding.place, axes=("hidden_slots", None))
-    # Or XLA may move the layer's weights to the slots instead.
+    # Within a layer, too, or XLA may move its weights to the slots instead.
     place_heads = functools.partial(
       self.layout.decoding.place, axes=("hidden_slots", "heads", None)
     )
@@ -311,14 +315,14 @@ class Decoder(nnx.Module):
       mixed = self.attention.step(
         query, decode_slots, attention.Block(prompt[0], prompt[1], prefix.valid), *blocks
       )
-      return place(self.finish_layer(x, place_heads(mixed), weights)), new
+      return place(self.finish_layer(x, place_heads(mixed), weights, place)), new
 
     def layer_in_kernel(x, inputs):
       weights, number = inputs
       query, key, value = self.project_qkv(x, weights, cos, sin)
       new = query, key, value, plans, number
       mixed = self.attention.step_in_kernel(*new, *read, group=decode_slots.group)
-      x = place(self.finish_layer(x, place_heads(mixed), weights))
+      x = place(self.finish_layer(x, place_heads(mixed), weights, place))
       return x, (key[..., None], value[:, :, None])
 
     x = place(x)
@@ -374,7 +378,7 @@ class Decoder(nnx.Module):
       own = attention.Block(key, value, valid)
       mixed = self.attention.prefill_observation(query, own, rows, shared, *past)
       kept = kv_cache.transpose_for_decode(key, value)
-      return place(self.finish_layer(x, place_heads(mixed), weights)), kept
+      return place(self.finish_layer(x, place_heads(mixed), weights, place)), kept
 
     weights = self.stacked()
     inputs = [weights, prefix.key, prefix.value, past_keys, past_values]

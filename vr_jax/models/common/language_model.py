@@ -245,9 +245,8 @@ class DecoderLanguageModel(nnx.Module):
     def as_integers(axes: tuple[str | None, ...], name: str, x: Array) -> PyTree:
       matrices = int8_lib.quantize(x, inputs=layers.input_axes(name))
       # The integers move between devices, not the floats.
-      for layout in (self.layout, self.layout.decoding):
-        matrices = jax.tree.map(lambda x, to=layout: to.place(x, axes), matrices)
-      return matrices
+      matrices = jax.tree.map(lambda x: self.layout.place(x, axes), matrices)
+      return jax.tree.map(lambda x: self.layout.decoding.move(x, axes), matrices)
 
     def changed(path: tuple, variable: nnx.Variable) -> nnx.Variable:
       name, x = jax.tree_util.keystr(path, simple=True, separator="."), variable.get_value()
@@ -260,7 +259,7 @@ class DecoderLanguageModel(nnx.Module):
       cast = x if is_kept else x.astype(self.text.dtype)
       moves = layout.shards(axes, x.shape) != self.layout.shards(axes, x.shape)
       stays = cast.dtype == x.dtype and not moves
-      return variable.replace(None if stays else layout.place(cast, axes))
+      return variable.replace(None if stays else layout.move(cast, axes))
 
     params = nnx.split(self)[1]
     return jax.tree.map_with_path(changed, params, is_leaf=lambda x: isinstance(x, nnx.Variable))

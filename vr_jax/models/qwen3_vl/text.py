@@ -3,6 +3,8 @@
 Source: Qwen3-VL, arXiv 2511.21631; Hugging Face transformers for what the paper leaves open.
 """
 
+from collections.abc import Callable
+
 from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -93,9 +95,10 @@ class Qwen3TextModel(decoder.Decoder):
     x: Float[Array, "*batch embed"],
     mixed: Float[Array, "*batch heads head_dim"],
     weights: dict[str, Array],
+    place: Callable[[Array], Array] = lambda x: x,
   ) -> Float[Array, "*batch embed"]:
     """Output projection and feed-forward block of a layer, with residuals."""
-    x = x + self.project(mixed, weights, "out", contract=2)
+    x = place(x + self.project(mixed, weights, "out", contract=2))
     normed = layers.rms_norm(x, weights["norm2"], epsilon=self.config.text.rms_norm_eps)
     return x + layers.swiglu(normed, weights, merge=self.layout.merges)
 

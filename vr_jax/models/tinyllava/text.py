@@ -6,6 +6,8 @@ Only the first features of a head are rotated. All projections have biases, also
 Source: Phi-2 (Microsoft, 2023); Hugging Face transformers for the arithmetic.
 """
 
+from collections.abc import Callable
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -102,9 +104,10 @@ class PhiTextModel(decoder.Decoder):
     x: Float[Array, "*batch embed"],
     mixed: Float[Array, "*batch heads head_dim"],
     weights: dict[str, Array],
+    place: Callable[[Array], Array] = lambda x: x,
   ) -> Float[Array, "*batch embed"]:
     """Output projection and feed-forward block of a layer, added to its input."""
-    attended = self.project(mixed, weights, "out", contract=2)
+    attended = place(self.project(mixed, weights, "out", contract=2))
     up = self.project(self._norm(x, weights), weights, "up")
     up = jax.nn.gelu(up, approximate=True)
     return attended + self.project(up, weights, "down") + x
