@@ -8,15 +8,18 @@
 In the first form the flags of `vr_jax.main` follow `--`; in the second a job has them, as for
 launch.tpu_vm and launch.gke (docs/tpu.md). Each process has one CPU device, or `--devices` of them;
 they connect over localhost. The first process that fails ends the others, and its exit code becomes
-that of the launch. A job starts again after a crash or a preemption, as it would on a pod.
+that of the launch. A job starts again after a crash or a preemption, as it would on a pod. SIGTERM
+is passed on to the processes, which save the step; then the launch ends, too.
 """
 
 import argparse
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import os
 from pathlib import Path
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -56,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   _add_sizes(parser)
   parser.add_argument("flags", nargs="+", help="-- and the flags of vr_jax.main")
   options = parser.parse_args(words)
-  return launch(options.flags, processes=options.processes, devices=options.devices)
+  with _stopped_by_sigterm() as stopped:
+    sizes = {"processes": options.processes, "devices": options.devices}
+    return launch(options.flags, **sizes, stopped=stopped)
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
@@ -64,12 +69,20 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--devices", type=int, default=1, help="CPU devices of each process")
 
 
-def launch(flags: Sequence[str], *, processes: int, devices: int, logs: Path | None = None) -> int:
+def launch(
+  flags: Sequence[str],
+  *,
+  processes: int,
+  devices: int,
+  logs: Path | None = None,
+  stopped: threading.Event,
+) -> int:
   """Starts the processes, waits, and returns the exit code.
 
   flags: of vr_jax.main.
   logs: directory that gets what each process prints; the terminal gets the first one's. Without
     it the terminal gets all.
+  stopped: once it is set, the processes are told to save the step and end.
   """
   address = f"localhost:{free_port()}"  # a port of its own: the last attempt's may still be held
   started, readers = [], []
@@ -86,7 +99,7 @@ def launch(flags: Sequence[str], *, processes: int, devices: int, logs: Path | N
       if logs:
         path = logs / f"process-{index}.log"
         readers.append(_keep(started[-1], path, shown=index == 0))
-    return _wait(started)
+    return _wait(started, stopped)
   finally:
     for process in started:
       process.kill()
@@ -128,14 +141,30 @@ def _keep(process: subprocess.Popen, path: Path, *, shown: bool) -> threading.Th
   return thread
 
 
-def _wait(started: Sequence[subprocess.Popen]) -> int:
-  """Waits for all; returns 0, or the exit code of the first process that failed."""
+def _wait(started: Sequence[subprocess.Popen], stopped: threading.Event) -> int:
+  """Waits for all, or the first that fails; returns 0, or the exit code of one that failed."""
+  told = False
   while True:
+    if stopped.is_set() and not told:
+      told = True
+      for process in started:
+        process.terminate()
     codes = [process.poll() for process in started]
     failed = [code for code in codes if code]
-    if failed or None not in codes:
+    if None not in codes or (failed and not told):
       return failed[0] if failed else 0
     time.sleep(POLL)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[threading.Event]:
+  """An event that SIGTERM sets, in place of ending this process."""
+  stopped = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+  try:
+    yield stopped
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:
@@ -195,20 +224,21 @@ def _run(call: commands.Call) -> int:
   if call.runner.dry_run:
     call.runner.show(*_script(call, flags))
     return 0
-  code = 0
-  for restarts in range(call.job.restarts + 1):
-    code = launch(
-      flags, processes=options.processes, devices=options.devices, logs=_log_directory(call)
-    )
-    if code in (0, *jobset.FINAL_CODES, _INTERRUPTED):
-      return code
-    print(
-      f"local: {call.job.name} ended with {code} after {restarts} restarts",
-      file=sys.stderr,
-      flush=True,
-    )
-    time.sleep(_PAUSE)
-  return code if code > 0 else 128 - code  # a negative code is the signal that ended a process
+  code, sizes = 0, {"processes": options.processes, "devices": options.devices}
+  with _stopped_by_sigterm() as stopped:
+    for restarts in range(call.job.restarts + 1):
+      code = launch(flags, **sizes, logs=_log_directory(call), stopped=stopped)
+      if code in (0, *jobset.FINAL_CODES, _INTERRUPTED) or stopped.is_set():
+        break
+      print(
+        f"local: {call.job.name} ended with {code} after {restarts} restarts",
+        file=sys.stderr,
+        flush=True,
+      )
+      stopped.wait(_PAUSE)
+      if stopped.is_set():
+        break
+  return code if code >= 0 else 128 - code  # a negative code is the signal that ended a process
 
 
 def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
@@ -218,6 +248,7 @@ def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
   logs = shlex.quote(str(_log_directory(call)))
   # A shell's background jobs ignore Ctrl-C.
   yield "trap 'kill -KILL $(jobs -p) 2>/dev/null || true' EXIT"
+  yield "told=; trap 'told=1; kill -TERM $(jobs -p) 2>/dev/null || true' TERM"
   yield f"mkdir -p {logs}"
   yield f"for restarts in $(seq 0 {job.restarts}); do pids=()"
   yield f"address=localhost:$({shlex.join((sys.executable, '-c', _FREE_PORT))})"
@@ -228,7 +259,8 @@ def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
     place = words.replace("ADDRESS", '"$address"', 1)
     yield " ".join([*settings, place, output, "&", "pids+=($!)"])
   # The first one that fails ends the others. `wait -n` forgets those that ended before it began.
-  yield 'code=0; running="${pids[*]}"; while [ "$running" ] && [ $code = 0 ]; do left=; sleep 0.2'
+  yield 'code=0; running="${pids[*]}"'
+  yield 'while [ "$running" ] && { [ $code = 0 ] || [ "$told" ]; }; do left=; sleep 0.2 || true'
   yield "  for pid in $running; do"
   yield '    if kill -0 "$pid" 2>/dev/null; then left="$left $pid"'
   yield '    elif [ $code = 0 ]; then wait "$pid" || code=$?; fi'
@@ -236,7 +268,7 @@ def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
   yield "done"
   yield "kill -KILL $(jobs -p) 2>/dev/null || true; wait || true"
   final = "|".join(map(str, (0, *jobset.FINAL_CODES, _INTERRUPTED)))
-  yield f"case $code in {final}) exit $code ;; esac"
+  yield f'[ -z "$told" ] || exit $code; case $code in {final}) exit $code ;; esac'
   yield f'echo "local: {job.name} ended with $code after $restarts restarts" >&2; sleep {_PAUSE:g}'
   yield "done"
   yield "exit $code"

@@ -1,11 +1,15 @@
 """launch.local takes the same jobs: N processes here, started again as on a pod."""
 
+import functools
 import json
 import os
 from pathlib import Path
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -164,3 +168,46 @@ def test_a_dry_run_of_what_runs_nothing_is_a_comment(job_toml, capfd):
   for command in ("create", "status", "delete"):
     assert local.main([command, job_toml, *HERE, "--dry-run"]) == 0
     assert all(line.startswith("# ") for line in capfd.readouterr().out.splitlines())
+
+
+SAVES = """
+import os, signal, sys, time
+index = sys.argv[-1].partition("=")[2]
+def save(*_):
+  time.sleep(0.2 + 0.3 * int(index))
+  open(f"saved-{index}", "w").close()
+  sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+open(f"begun-{index}-{time.time()}", "w").close()
+time.sleep(60)
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("way", ["launcher", "dry run"])
+def test_sigterm_is_passed_on_and_all_processes_save(job_toml, worker, tmp_path, capfd, way):
+  worker(0)
+  (tmp_path / "worker.py").write_text(SAVES)
+  words = ["run", job_toml, *HERE, "--processes=2"]
+
+  def stop(kill):
+    until = time.monotonic() + 30
+    while len(list(tmp_path.glob("begun-*"))) < 2 and time.monotonic() < until:
+      time.sleep(0.05)
+    kill()
+
+  if way == "launcher":
+    itself = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
+    thread = threading.Thread(target=stop, args=(itself,))
+    thread.start()
+    code = local.main(words)
+    thread.join()
+  else:
+    assert local.main([*words, "--dry-run"]) == 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    script = subprocess.Popen(["bash", "-c", capfd.readouterr().out], env=environment)
+    stop(script.terminate)
+    code = script.wait(timeout=30)
+  assert code == 75
+  assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
+  assert len(list(tmp_path.glob("begun-*"))) == 2  # it is not started again
