@@ -119,6 +119,17 @@ def test_a_device_has_a_part_of_the_weights_and_no_step_moves_them(data, copies)
   assert not {tuple(map(int, dims.split(","))) for dims in moved} & whole
 
 
+@pytest.mark.parametrize("copies", [1, 2, 4])
+def test_large_weights_are_never_whole_on_their_way(data, copies):
+  changes = {"rl__decode_layout": "tensor", "rl__decode_copies": copies}
+  context = nano.build(data, mesh=(1, 8, 1, 1), **changes)
+  moved = sampler.changed_for_decoding.lower(context.graphdef, context.abstract_params)
+  text = moved.compile().as_text() or ""
+  made = re.findall(r"f32\[([\d,]+)\]\S* (?:all-gather|all-reduce|all-to-all)", text)
+  assert made
+  assert not {"2,32,48", "2,48,32", "448,32"} & set(made)
+
+
 @pytest.mark.parametrize(
   ("slots", "copies"),
   [(8, 1), (128, 1), (1024, 2), (2048, 4), (100_000, 16)],
