@@ -196,10 +196,20 @@ def _remote(job: job_lib.TrainingJob) -> str:
 
 
 def _on_hosts(call: commands.Call, words: str, *, worker: str = "all") -> steps.CommandStep:
-  """Runs a command of the script on all hosts, or on one."""
-  several = _slice(call).count > 1
+  """Runs a command of the script on all hosts, or on one.
+
+  worker: of several slices they are counted through, one slice after the other.
+  Raises InputError if there is no such worker.
+  """
+  slice_ = _slice(call)
+  several, hosts, node = slice_.count > 1, slice_.hosts, "all"
+  if several and worker != "all":
+    number = int(worker)
+    if number >= slice_.all_hosts:
+      raise errors.InputError(f"--worker={worker}: the hosts are 0 to {slice_.all_hosts - 1}")
+    node, worker = str(number // hosts), str(number % hosts)
   kind = ("queued-resources", "ssh") if several else ("tpu-vm", "ssh")
-  nodes = [f"--node={'all' if worker == 'all' else 0}"] if several else []
+  nodes = [f"--node={node}"] if several else []
   return steps.CommandStep(
     words=(
       *(*_GCLOUD, *kind, call.job.name, *_place(call.job), f"--worker={worker}", *nodes),

@@ -74,6 +74,8 @@ def test_a_process_that_ended_or_is_silent_is_told_with_its_last_words(workdir):
     in "\n".join(lines)
   )
   assert "process 1 on host-1: failed 3 s ago: data/x: broken" in lines
+  write(workdir, [dataclasses.replace(FINE[0], error="data/x: broken")])
+  assert "  its last start failed: data/x: broken" in list(status.report(workdir, {}, NOW))
 
 
 def test_help_says_what_the_command_is_for(capsys):
@@ -224,6 +226,11 @@ def test_a_run_leaves_word_of_how_it_ended(tmp_path):
     with pytest.raises(type(error)), health.watched(tmp_path, 0.0):
       raise error
     assert process_state.read_all(tmp_path)[0].state == state
+    if state == "failed":  # the next start still knows
+      with health.watched(tmp_path, 0.0):
+        (running,) = process_state.read_all(tmp_path)
+        assert (running.state, running.error) == ("running", "x: bad")
+      assert not process_state.read_all(tmp_path)[0].error
 
 
 def test_a_process_that_gives_no_sign_is_named_once_whatever_the_clocks_say(

@@ -22,7 +22,7 @@ class ProcessState:
   state: running, done, failed or preempted.
   task: what has a bar: a stage, a download; "" if there is none. done, total: its count.
   activity: what it waits for, and for how many seconds so far.
-  error: the line that it ended with.
+  error: the line that it ended with; while it runs, that with which the last start failed.
   programs: how many compiled programs were in its cache, and how many were not.
   namespace: what the pid belongs to: a machine, or a container.
   waiting: whether it waits for the other processes, to exchange something.

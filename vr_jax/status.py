@@ -63,6 +63,8 @@ def report(workdir: Path, config: dict[str, Any], now: float) -> Iterator[str]:
     elif age > process_state.SILENT:
       said = f"silent since {durations.as_text(age)}; it was at: {each.place}"
     yield f"process {each.process} on {each.host}: {said}"
+    if each.state == "running" and each.error:
+      yield f"  its last start failed: {each.error}"
   if not states:
     yield "no process has said yet what it does"
   yield from _last_completion(workdir)

@@ -81,14 +81,14 @@ def described():
 
 def test_costs_are_those_of_the_plans():
   rows = re.findall(
-    r"^\| ([^|]+), (?:[^|]+) \| (v\w+-\d+) \| (\d+) \| (\d+) s \| (\d+) \| (\d+) P \|$",
+    r"^\| ([^|]+), (?:[^|]+) \| (v\w+-\d+) \| (\d+) \| ([\d.]+) s \| (\d+) \| (\d+) P \|$",
     PAGE,
     flags=re.MULTILINE,
   )
   assert len(rows) >= 6
   for model, name, chips, seconds, chip_hours, cost in rows:
     assert slices.parse(name).chips == int(chips)
-    assert round(int(chips) * int(seconds) * 1000 / 3600) == int(chip_hours) == int(cost)
+    assert round(int(chips) * float(seconds) * 1000 / 3600) == int(chip_hours) == int(cost)
     plans = [row for row in PODS.splitlines() if f"| {name} |" in row and row.startswith("| ")]
     size = model.split(",")[0].split()[0]
     assert any(row.startswith(f"| {size}") and f"| {seconds} s, " in row for row in plans), model

@@ -179,6 +179,15 @@ def test_logs_of_one_host_and_of_all(job_toml, commands, capsys):
   assert len(capsys.readouterr().err.splitlines()) == 3
 
 
+@pytest.mark.parametrize(("worker", "place"), [(1, "1 --node=0"), (2, "0 --node=1")])
+def test_hosts_of_several_slices_are_counted_through(job_toml, commands, capsys, worker, place):
+  assert tpu_vm.main(["logs", job_toml, "--slice=2xv5p-16", f"--worker={worker}"]) == 0
+  ssh = f"gcloud compute tpus queued-resources ssh lamps {PLACE} --worker={place}"
+  assert commands.lines() == [f"{ssh} --command=bash vr_jax_lamps.sh logs 100"]
+  assert tpu_vm.main(["logs", job_toml, "--slice=2xv5p-16", "--worker=4"]) == 2
+  assert "--worker=4: the hosts are 0 to 3" in capsys.readouterr().err
+
+
 def test_fetch_copies_from_the_bucket(job_toml, commands, capsys):
   assert tpu_vm.main(["fetch", job_toml]) == 0
   assert tpu_vm.main(["fetch", job_toml, "--path=report.html", "--to=here"]) == 0

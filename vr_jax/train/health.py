@@ -113,6 +113,8 @@ class _HealthWatch:
   def __init__(self, workdir: Path, hang_timeout: float) -> None:
     self._workdir, self._hang_timeout = workdir, hang_timeout
     self._host, self._process = socket.gethostname(), jax.process_index()
+    own = (each for each in process_state.read_all(workdir) if each.process == self._process)
+    self._last_error = next((each.error for each in own if each.state in ("failed", "running")), "")
 
   def run(self, stop: threading.Event) -> None:
     """Writes every PERIOD, until the watch is stopped or nothing has happened for too long."""
@@ -177,7 +179,7 @@ class _HealthWatch:
       total=now.total,
       activity=now.activity,
       seconds=round(now.seconds, 1),
-      error=error,
+      error=error or (self._last_error if state == "running" else ""),
       namespace=lease.namespace(),
       programs=compilations.summary(),
       waiting=processes.is_waiting(),
