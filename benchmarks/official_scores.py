@@ -74,6 +74,8 @@ def _compare_all(official: Path, python: str, drawn: int, write: bool) -> int:
   left_out = [name for name in official_programs.PROGRAMS if name not in found["programs"]]
   if write and left_out:
     raise errors.InputError(f"{official}: has no {left_out[0]}; a record needs all programs")
+  if not found["programs"]:
+    raise errors.InputError(f"{official}: has none of the programs; put the clones there")
   if write:
     RECORD.write_text(_lines({"sets": cases["sets"], **found}))
   known = json.loads(RECORD.read_text())["programs"]
@@ -101,7 +103,10 @@ def run(official: Path, python: str, cases: Mapping[str, Any]) -> dict[str, Any]
     raise errors.InputError(f"{official}: no directory")
   line = [python, "-m", official_side.__name__, str(official.resolve())]
   root = Path(__file__).parent.parent
-  done = subprocess.run(line, input=json.dumps(cases), capture_output=True, text=True, cwd=root)
+  try:
+    done = subprocess.run(line, input=json.dumps(cases), capture_output=True, text=True, cwd=root)
+  except OSError as error:
+    raise errors.InputError(f"--python={python}: can't be started: {error.strerror}") from error
   if done.returncode:
     said = done.stderr.strip().splitlines() or ["no message"]
     raise errors.InputError(f"{python}: could not run the programs: {said[-1]}")

@@ -51,12 +51,17 @@ def test_what_cannot_be_run_is_one_line(clone, tmp_path, capfd):
   assert ask() == 2
   assert ask(f"--official={tmp_path / 'nowhere'}") == 2
   assert ask(f"--official={clone}", "--write") == 2
+  assert ask(f"--official={clone}", f"--python={tmp_path / 'nowhere'}") == 2
+  (tmp_path / "empty").mkdir()
+  assert ask(f"--official={tmp_path / 'empty'}") == 2
   (clone / "LVBench/lvbench/utils/answer_util.py").write_text("def polish(answer): return answer")
   assert ask(f"--official={clone}") == 2
   lines = capfd.readouterr().err.splitlines()
-  assert len(lines) == 4
+  assert len(lines) == 6
   assert "a record needs all programs" in lines[2]
-  assert "answer_util.py: has no polish_answer; check out 1dd4612d" in lines[3]
+  assert f"--python={tmp_path / 'nowhere'}: can't be started: No such file" in lines[3]
+  assert f"{tmp_path / 'empty'}: has none of the programs" in lines[4]
+  assert "answer_util.py: has no polish_answer; check out 1dd4612d" in lines[5]
 
 
 def test_code_is_read_from_loops_and_notebooks_without_what_stands_around_it(tmp_path):
