@@ -125,18 +125,18 @@ class _HealthWatch:
       if mark != last:
         last, since = mark, time.monotonic()
       self.write("running")
-      if failure := processes.told_failure():
-        self._end_as_told(failure)
       if processes.is_first() and jax.process_count() > 1:
         silence.look()
-      waited = time.monotonic() - since
-      if not self._hang_timeout or waited <= self._hang_timeout or time.monotonic() < next_look:
-        continue
-      # It may wait for a process that is at work alone, as in ingestion: look twice at the others.
-      places, before = self._places(), places
-      if places == before:
-        self._end(waited)
-      next_look = time.monotonic() + min(self._hang_timeout, LOOK)
+      now, waited = time.monotonic(), time.monotonic() - since
+      if self._hang_timeout and waited > self._hang_timeout and now >= next_look:
+        # It may wait for a process at work alone, as in ingestion: look twice at the others.
+        places, before = self._places(), places
+        if places == before:
+          self._end(waited)
+        next_look = now + min(self._hang_timeout, LOOK)
+      # Last, as the coordinator may not answer for long.
+      if failure := processes.told_failure():
+        self._end_as_told(failure)
 
   def _end_as_told(self, failure: processes.Failure) -> NoReturn:
     """Ends this process, as it, or one of the others, would wait in vain."""
