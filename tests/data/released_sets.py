@@ -163,25 +163,26 @@ def lv_vis(root: Path) -> Path:
 
 
 def ref_youtube_vos(root: Path) -> Path:
-  """Names count the frames of the original video, of which every fifth was released."""
-  expressions = {
-    "0": {"exp": "the square that moves", "obj_id": "1"},
-    "1": {"exp": "what appears late", "obj_id": "10"},
-  }
-  for split, videos in (("train", ("park", "street")), ("valid", ("park", "street"))):
-    for video in videos:
-      names = names_of(LENGTHS[video], step=5)
+  """Names count the frames of the original video, of which every fifth was released.
+
+  valid has masks of the frames alone in which an object is first seen, and no numbers of objects.
+  """
+  meant = {"0": ("the square that moves", "1"), "1": ("what appears late", "10")}
+  for split in ("train", "valid"):
+    videos = {}
+    for video, count in LENGTHS.items():
+      names = names_of(count, step=5)
       write_frames(root / split / "JPEGImages" / video, names)
-      if split == "train":
-        for frame, name in enumerate(names):
-          write_labels(
-            root / split / "Annotations" / video / f"{name}.png", labels(frame, len(names))
-          )
-    entry = {
-      video: {"frames": names_of(LENGTHS[video], step=5), "expressions": expressions}
-      for video in videos
-    }
-    write_json(root / "meta_expressions" / split / "meta_expressions.json", {"videos": entry})
+      for frame in range(count) if split == "train" else (0, count - 1):
+        write_labels(
+          root / split / "Annotations" / video / f"{names[frame]}.png", labels(frame, count)
+        )
+      expressions = {
+        key: {"exp": text} | ({"obj_id": number} if split == "train" else {})
+        for key, (text, number) in meant.items()
+      }
+      videos[video] = {"frames": names, "expressions": expressions}
+    write_json(root / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
   tested = {"street": {"frames": [], "expressions": {}}}
   write_json(root / "meta_expressions" / "test" / "meta_expressions.json", {"videos": tested})
   return root

@@ -260,6 +260,15 @@ def test_labels_that_are_no_labels_are_named(tmp_path):
     list(segmentation_sets.read("ref_youtube_vos", root))
 
 
+def test_two_pictures_of_a_frame_are_named(tmp_path):
+  root = released_sets.mevis(tmp_path / "set")
+  folder = root / "train" / "JPEGImages" / "park"
+  Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "00002.png")
+  with pytest.raises(InputError, match="park: has two pictures of frame '00002', ") as error:
+    list(segmentation_sets.read("mevis", root))
+  assert "00002.jpg" in str(error.value) and "00002.png" in str(error.value)
+
+
 def test_masks_of_another_size_than_the_frames_are_an_error_of_ingestion(tmp_path):
   root = released_sets.mevis(tmp_path / "set")
   segmentation_sets.convert("mevis", root, tmp_path / "out")

@@ -39,7 +39,10 @@ _Labels = UInt8[np.ndarray, "height width"]
 
 
 def read_ref_youtube_vos(root: Path, split: str, choice: _Choice) -> Iterator[_Video]:
-  """Reads <root>/meta_expressions/<split>; the masks of valid and test were not released.
+  """Reads <root>/meta_expressions/<split>; only train has masks.
+
+  Those of valid and test were not released: YouTube-VOS's own valid/Annotations, where it is there,
+  has each object in its first frame alone, and says nothing of which one an expression means.
 
   The file of valid lists the videos of test, too, which are left out if that file is there.
   """
@@ -58,7 +61,7 @@ def read_ref_youtube_vos(root: Path, split: str, choice: _Choice) -> Iterator[_V
     folder = root / split / "JPEGImages" / name
     frames = segmented_video.check_frames(folder, video.get("frames"), where, choice)
     labels = root / split / "Annotations" / name
-    has_masks = (root / split / "Annotations").is_dir()
+    has_masks = split == "train" and (root / split / "Annotations").is_dir()
     queries = []
     for key, value in video["expressions"].items():
       here = f"{where}, expression {key!r}"

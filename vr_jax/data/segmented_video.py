@@ -146,11 +146,23 @@ def check_frames(
 
 
 def find_pictures(folder: Path) -> dict[str, Path]:
-  """The pictures of a folder by their names without suffix, in the order of frames."""
+  """The pictures of a folder by their names without suffix, in the order of frames.
+
+  Raises:
+    InputError: there is no such folder, or it has two pictures of a frame.
+  """
   if not folder.is_dir():
     raise InputError(f"{folder}: there is no such folder of frames; is the set complete?")
   names = (entry.name for entry in folder.iterdir() if picture_file.is_picture(entry.name))
-  return {Path(name).stem: folder / name for name in image_folder.order_frames(names)}
+  found: dict[str, Path] = {}
+  for path in (folder / name for name in image_folder.order_frames(names)):
+    if other := found.get(path.stem):
+      raise InputError(
+        f"{folder}: has two pictures of frame {path.stem!r}, {other.name} and {path.name}; "
+        "delete the one that the set does not have"
+      )
+    found[path.stem] = path
+  return found
 
 
 def picture_size(folder: Path, choice: ReadChoice = EVERYTHING) -> tuple[int, int]:

@@ -33,8 +33,6 @@ def _read(layout: str, root: Path, split: str) -> Iterator[tuple[str, benchmark_
   choice = segmented_video.ReadChoice(masks=lambda name: False, absent=True)
   name = layout_split(split, layout)
   for video in segmentation_sets.read(layout, root, name, choice):
-    if not video.folder.is_relative_to(root):
-      raise InputError(f"{video.folder}: is not below {root}")
     frames: tuple[str, ...] = ()
     if not choice.lacks(video.folder):
       pictures = segmented_video.find_pictures(video.folder)
