@@ -164,6 +164,7 @@ def test_a_metric_has_its_headline_between_the_worst_and_the_best_reply(metric):
     "task": "x",
     "category": "object_rel_direction_easy",
     "track": "perception",
+    "type": "referring",
   }
   found = compute(metric, [reply(1, "a", **kinds), reply(0, "b", **kinds)])
   assert found[aggregation.get(metric).headline] == 50

@@ -35,7 +35,7 @@ def make(
   kind: training: decoding has weights as training has them, and receives those of `fsdp` for each
     token; replicated: only `tensor` of the mesh splits them; tensor: see above.
   params: an nnx.State whose variables have `axes` metadata; only their shapes are read.
-  slots: that decode at once, of `tensor`.
+  slots: that decode at once, averaged over tokens; for `tensor`.
   copies: of the weights at each place along data, of `tensor`; 0: see `choose_copies`.
 
   Raises InputError if the devices of fsdp can't be split so.
@@ -75,10 +75,10 @@ def _tensor(mesh: Mesh, params: PyTree, slots: int, copies: int) -> mesh_lib.Mes
 
   heads = ("fsdp_heads", "tensor")
   of_weights = {"heads": heads, "kv_heads": heads, "mlp": most("mlp"), "vocab": most("vocab")}
-  # Weights are split over all devices first, and then gathered by the copies. XLA would make all of
-  # them whole on the way otherwise.
-  parts = tuple((name, (*axes, "copies")) for name, axes in of_weights.items())
-  on_the_way = mesh_lib.MeshLayout(split, (("embed", ()), *parts)) if copies > 1 else None
+  # Copies split weights along another axis first, and then gather them. XLA would make all of them
+  # whole on the way otherwise.
+  parts = (("embed", ("copies",)), *of_weights.items())
+  on_the_way = mesh_lib.MeshLayout(split, parts) if copies > 1 else None
   # Copies split what data splits.
   rows = {name: axes for name, axes in mesh_lib.RULES.items() if "data" in axes}
   return mesh_lib.MeshLayout(

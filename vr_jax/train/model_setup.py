@@ -219,11 +219,13 @@ class ModelSetup:
     """How arrays of training lie on the mesh, and those of decoding."""
     plain = nnx.eval_shape(lambda: self._make_model(mesh_lib.MeshLayout(self.mesh)))
     rl = self.config.rl
+    # Replies end one by one: of a step's, about half go on, averaged over its tokens.
+    slots = rl.decode_slots or rl.batch_size * rl.num_generations // 2
     return decoding_layout.make(
       self.mesh,
       rl.decode_layout,
       nnx.split(plain)[1],
-      slots=rl.decode_slots or rl.batch_size * rl.num_generations,
+      slots=slots,
       copies=rl.decode_copies,
     )
 
