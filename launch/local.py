@@ -250,7 +250,7 @@ def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
   yield "trap 'kill -KILL $(jobs -p) 2>/dev/null || true' EXIT"
   yield "told=; trap 'told=1; kill -TERM $(jobs -p) 2>/dev/null || true' TERM"
   yield f"mkdir -p {logs}"
-  yield f"for restarts in $(seq 0 {job.restarts}); do pids=()"
+  yield f'code=0; for restarts in $(seq 0 {job.restarts}); do pids=(); [ -z "$told" ] || exit $code'
   yield f"address=localhost:$({shlex.join((sys.executable, '-c', _FREE_PORT))})"
   for index in range(options.processes):
     words = shlex.join((*_WORKER, *flags, *_place("ADDRESS", options.processes, index)))
@@ -258,6 +258,7 @@ def _script(call: commands.Call, flags: Sequence[str]) -> Iterator[str]:
     output = f">>{log} 2>&1" if index else f"> >(tee -a {log}) 2>&1"
     place = words.replace("ADDRESS", '"$address"', 1)
     yield " ".join([*settings, place, output, "&", "pids+=($!)"])
+  yield '[ -z "$told" ] || kill -TERM "${pids[@]}" 2>/dev/null || true'
   # The first one that fails ends the others. `wait -n` forgets those that ended before it began.
   yield 'code=0; running="${pids[*]}"'
   yield 'while [ "$running" ] && { [ $code = 0 ] || [ "$told" ]; }; do left=; sleep 0.2 || true'

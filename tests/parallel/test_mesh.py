@@ -175,15 +175,19 @@ def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage, run):
 
 
 @pytest.mark.parametrize(
-  ("shape", "stage"), [((8, 1, 1, 1), "sft"), ((2, 2, 2, 1), "rl"), ((2, 1, 2, 2), "sft")]
+  ("shape", "stage", "once"),
+  [
+    *(((8, 1, 1, 1), "sft", True), ((2, 2, 2, 1), "rl", True), ((2, 1, 2, 2), "sft", True)),
+    *(((8, 1, 1, 1), "sft", False), ((2, 2, 1, 2), "rl", False)),  # as on TPUs within a slice
+  ],
 )
-def test_a_step_that_exchanges_its_sums_once_is_the_step_on_one_device(
-  data, updated, monkeypatch, shape, stage
+def test_a_step_is_that_on_one_device_whether_its_sums_are_exchanged_once_or_by_the_partitioner(
+  data, updated, monkeypatch, shape, stage, once
 ):
-  monkeypatch.setattr(data_parts, "pay", lambda devices: True)
+  monkeypatch.setattr(data_parts, "pay", lambda devices: once)
   _, expected, expected_metrics = updated((1, 1, 1, 1), stage)
   context, actual, metrics = _updated(data, shape, stage)
-  assert context.update_graphdef != context.graphdef
+  assert (context.update_graphdef != context.graphdef) == once
   assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
     {k: float(v) for k, v in expected_metrics.items()}, rel=TOLERANCE, abs=1e-6
   )
