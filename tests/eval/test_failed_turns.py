@@ -12,7 +12,7 @@ from tests.train import nano
 from vr_jax import main
 from vr_jax.data import examples
 from vr_jax.envs import environment, video_mtr
-from vr_jax.eval import evaluate, report, report_data, stage
+from vr_jax.eval import evaluate, evaluated_episode, report, report_data, stage
 from vr_jax.eval.benchmarks import play_items, protocols, reply_store
 from vr_jax.rollout import play
 from vr_jax.train import held_out, paths
@@ -80,6 +80,29 @@ def test_a_question_with_a_turn_that_is_too_large_fails_and_the_others_stay(made
     assert one["metrics"]["turns"] == 1
   turns = [each["metrics"]["turns"] for each in some["replies"]]
   assert some["metrics"]["turns"] == sum(turns) / len(turns)
+
+
+def test_what_failed_scores_0_wherever_higher_is_better_also_without_an_environment_metric(made):
+  _, context, params = made
+  first, second, *_ = evaluate._evaluated(context, params, "some", None)
+  masks = evaluated_episode.TrackedObject(region_similarity=0.5, boundary_f=0.25, masks={})
+  right = [
+    dataclasses.replace(each, steps=[step.text for step in each.example.steps], tracked=masks)
+    for each in (first, second)
+  ]
+  right[1] = dataclasses.replace(right[1], problem="its next turn is too large")
+  found = evaluated_episode.values_by_metric(right, context.environment.metrics)
+  higher = ("trace_consistency", "j_and_f", "region_similarity", "boundary_f")
+  assert all(found[name][0] > 0 == found[name][1] for name in higher)
+  assert found["completions/mean_length"][1] == second.tokens > 0
+
+
+def test_a_view_in_which_a_question_fails_scores_0_for_it(made, monkeypatch):
+  _, context, params = made
+  monkeypatch.setattr(Wordy, "accuracy", lambda *_: 1.0)
+  source = list(examples.ExampleSource(context.data, "test"))
+  found = evaluate._accuracies(_about(context, source[1].id), params, "whole", "a view")
+  assert found == [float(number != 1) for number in range(len(source))]
 
 
 def test_report_and_terminal_say_how_many_failed_and_why(made, tmp_path, capsys):

@@ -119,7 +119,7 @@ def evaluate(
 def _accuracies(
   context: run_context.RunContext, params: PyTree, view: str, name: str
 ) -> list[float]:
-  """Computes the accuracy about each example with a view ("blind" or "shuffled").
+  """Computes the accuracy about each example with a view ("blind" or "shuffled"); 0 if it failed.
 
   This is the rule-based accuracy: no judge model is asked, so it may differ from `accuracy` where a
   judge scores it.
@@ -127,9 +127,9 @@ def _accuracies(
   name: shown with the progress.
   """
   return [
-    context.environment.accuracy(item.example, reply)
+    0.0 if row in batch.failed else context.environment.accuracy(item.example, reply)
     for batch in _played(context, params, view, name)
-    for item, (reply,) in zip(batch.items, batch.replies.texts, strict=True)
+    for row, (item, (reply,)) in enumerate(zip(batch.items, batch.replies.texts, strict=True))
   ]
 
 

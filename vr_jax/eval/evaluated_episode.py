@@ -111,7 +111,10 @@ Values = dict[str, dict[int, float]]
 
 
 def values_by_metric(episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics) -> Values:
-  """Lists what each episode contributes to each metric, which is the mean of these values."""
+  """Lists what each episode contributes to each metric, which is the mean of these values.
+
+  One that failed contributes 0 where higher is better.
+  """
   by_type: Values = {}
   for index, each in enumerate(episodes):
     name = f"accuracy/{each.example.problem_type}"
@@ -126,7 +129,12 @@ def values_by_metric(episodes: Sequence[EvaluatedEpisode], declared: metric_lib.
     for name, value in each.tracked.metrics.items() if each.tracked else ():
       values.setdefault(name, {})[index] = value
   rewards = _reward_values(episodes, declared)
-  return values | {name: each for name, each in rewards.items() if name not in values}
+  values |= {name: each for name, each in rewards.items() if name not in values}
+  failed = {index for index, each in enumerate(episodes) if each.problem}
+  for name, by_index in values.items():
+    if metric_lib.by_name(name, {**declared, **METRICS})[0].better > 0:
+      by_index |= dict.fromkeys(failed & by_index.keys(), 0.0)
+  return values
 
 
 def _reward_values(episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics) -> Values:
