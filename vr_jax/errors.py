@@ -22,6 +22,13 @@ class InputError(Exception):
     super().__init__(_LINE_BREAKS.sub(_escape, str(message)))
 
 
+class PassingError(InputError):
+  """What the system refused for a reason that may pass by itself.
+
+  The command line exits with code 1, so that whoever started it starts it again.
+  """
+
+
 class Diverged(Exception):
   """Too many updates in a row had a loss or gradient that is not finite; training stops.
 

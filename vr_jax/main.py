@@ -163,7 +163,7 @@ def _run_command(words: Sequence[str]) -> int:
     return _run_in_cluster(words)
   except errors.InputError as error:
     print(errors.printable(f"vr-jax: {buckets.explained(str(error))}"), file=sys.stderr)
-    return 2
+    return 1 if isinstance(error, errors.PassingError) else 2
   except errors.Diverged as error:
     print(errors.printable(f"vr-jax: {error}"), file=sys.stderr)
     return 3

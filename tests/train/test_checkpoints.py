@@ -1,6 +1,8 @@
 """Checkpoints: saved state is restored, and errors name the checkpoint that can't be read."""
 
+import errno
 import json
+import os
 import pathlib
 import resource
 
@@ -9,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vr_jax import atomic, errors
+from vr_jax import atomic, errors, main
+from vr_jax.parallel import processes
 from vr_jax.train import checkpoints as checkpoints_lib
 
 ARCHITECTURE = {"text.hidden_size": 32, "text.mrope_section": (2, 1, 1)}
@@ -185,6 +188,38 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_the_one_before_stay
   store.close()
   assert _open(saved).latest() == 10
   assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(
+  ("number", "code"),
+  [(errno.ENOSPC, 2), (errno.EDQUOT, 2), (errno.EROFS, 2), (errno.EIO, 1), (errno.ESTALE, 1)],
+)
+def test_only_what_lasts_is_not_started_again_and_storage_that_is_gone_is_still_one_line(
+  saved, monkeypatch, capsys, number, code
+):
+  def refuse(*_):
+    raise OSError(number, os.strerror(number))
+
+  def unreadable(_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  def fail(*_):
+    with monkeypatch.context() as patch:  # as one of two processes
+      patch.setattr(processes, "count_joined", lambda: 2)
+      patch.setattr(processes, "tell_failure", lambda *words: told.append(words))
+      store.finish_moves()
+
+  store = _open(saved)
+  (saved / "6.moving").write_text("6.partial")
+  told = []
+  monkeypatch.setattr(atomic, "finish_move", refuse)
+  monkeypatch.setattr(atomic, "is_whole", unreadable)
+  monkeypatch.setattr(main, "run", fail)
+  assert main.cli(["vr-jax", "--config=grpo:tiny", f"--workdir={saved}"]) == code
+  line = f"{saved}: a checkpoint can't be written ({os.strerror(number)}); the last complete one is"
+  line += " unknown, from which the same command goes on"
+  assert capsys.readouterr().err.splitlines() == [f"vr-jax: {line}"]
+  assert told == [(line, code)]
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, pathlib.Path.unlink])

@@ -114,11 +114,13 @@ def tell_failure(line: str, code: int) -> None:
   """Lets all of several processes end soon, with this exit code: they look for it (health.py).
 
   For what one of them meets, on any thread, while the others wait where only their end helps.
+  Where the coordinator is gone nothing is told: JAX ends all for that.
   """
   client = distributed.global_state.client
   if client is not None and count_joined() > 1:
     told = json.dumps([socket.gethostname(), line, code])
-    client.key_value_set(f"{_FAILURES}/{joined_index()}", told, allow_overwrite=True)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      client.key_value_set(f"{_FAILURES}/{joined_index()}", told, allow_overwrite=True)
 
 
 def told_failure() -> Failure | None:

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
+import errno
 import logging
+import os
 from pathlib import Path
 import re
 from typing import Any
@@ -11,6 +13,15 @@ import jax
 import orbax.checkpoint as ocp
 
 from vr_jax import atomic
+
+# What the system says of a write that fails again until somebody has done something.
+_LASTING = tuple(
+  os.strerror(each)
+  for each in (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+  )
+)
 
 
 class StepwiseManager(ocp.CheckpointManager):
@@ -69,6 +80,11 @@ def system_reason(error: Exception) -> str | None:
   if not isinstance(error, OSError) or is_of_another(error):
     return None
   return error.strerror or str(error)
+
+
+def is_lasting(reason: str) -> bool:
+  """Whether writes fail for this reason of the system until space or permission is given."""
+  return reason in _LASTING
 
 
 def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:

@@ -57,8 +57,8 @@ class Checkpoints:
   """The checkpoints under one directory.
 
   A checkpoint that can't be written (a full disk) raises InputError from the next call of `save`,
-  `wait` or `close`. With several processes, which would wait for each other, it ends all of them
-  within some seconds (health.py).
+  `wait` or `close`; PassingError if it may be written later (a mount that was gone). With several
+  processes, which would wait for each other, it ends all of them within some seconds (health.py).
 
   architecture: sizes of the model; to restore a checkpoint with another one is an error.
   left_out: names of arrays, or of subtrees, that are not written. To restore, the caller passes
@@ -349,13 +349,18 @@ class Checkpoints:
       self._tell(error)
       if (reason := checkpoint_manager.system_reason(error)) is None:
         raise
-      raise errors.InputError(self._unwritten(reason)) from error
+      kind = errors.InputError if checkpoint_manager.is_lasting(reason) else errors.PassingError
+      raise kind(self._unwritten(reason)) from error
 
   def _unwritten(self, reason: str) -> str:
-    last = max((s for s in self._manager.all_steps() if atomic.is_whole(self._path(s))), default="")
+    try:
+      whole = [s for s in self._manager.all_steps() if atomic.is_whole(self._path(s))]
+      last = str(max(whole, default="none"))
+    except OSError:  # the storage is gone for reading, too
+      last = "unknown"
     return (
       f"{self._directory}: a checkpoint can't be written ({reason}); the last complete one is "
-      f"{last or 'none'}, from which the same command goes on"
+      f"{last}, from which the same command goes on"
     )
 
   def _tell(self, error: Exception) -> None:
@@ -366,7 +371,7 @@ class Checkpoints:
     if reason is None:
       traceback.print_exception(error)
     line = self._unwritten(_reason(error) if reason is None else reason)
-    processes.tell_failure(line, 1 if reason is None else 2)
+    processes.tell_failure(line, 2 if reason and checkpoint_manager.is_lasting(reason) else 1)
 
   def _read(self, where: str, step: int, **items: Any) -> Any:
     try:
