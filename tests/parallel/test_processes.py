@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+from jax._src.lib import _jax
+
 from launch import local
+from vr_jax.parallel import processes
 
 SCRIPT = """
 import os
@@ -73,3 +76,13 @@ def test_processes_tell_each_other_numbers_and_texts_while_their_devices_work():
     busy, problem, kept = out.splitlines()
     assert (busy, problem) == ("busy", "judge: there is none")
     assert int(kept.split()[1]) < 24  # of 45 exchanges
+
+
+def test_where_the_coordinator_is_gone_a_failure_is_told_to_nobody_and_stays_the_first(monkeypatch):
+  address = f"localhost:{local.free_port()}"  # where nobody listens
+  client = _jax.get_distributed_runtime_client(address, 1, shutdown_on_destruction=False)
+  state = processes.distributed.global_state
+  monkeypatch.setattr(state, "client", client)
+  monkeypatch.setattr(state, "num_processes", 2)
+  processes.tell_failure("a checkpoint can't be written", 2)
+  assert processes.told_failure() is None
