@@ -78,7 +78,8 @@ class Decoder(nnx.Module):
   ) -> Float[Array, "*batch embed"]:
     """Computes a layer's output from its input `x` and the attention output `mixed`.
 
-    place: of hidden states between the layer's blocks.
+    place: of hidden states between the layer's blocks. Without it, XLA may move the weights of a
+      layer to many slots instead.
     """
 
   @abc.abstractmethod
@@ -285,10 +286,6 @@ class Decoder(nnx.Module):
     """
     cos, sin = self.text_angles(positions)
     place = functools.partial(self.layout.decoding.place, axes=("hidden_slots", None))
-    # Within a layer, too, or XLA may move its weights to the slots instead.
-    place_heads = functools.partial(
-      self.layout.decoding.place, axes=("hidden_slots", "heads", None)
-    )
     by_layer = isinstance(recent.key, tuple)
     places = jnp.arange(recent.key[0].shape[-1])
 
@@ -315,14 +312,14 @@ class Decoder(nnx.Module):
       mixed = self.attention.step(
         query, decode_slots, attention.Block(prompt[0], prompt[1], prefix.valid), *blocks
       )
-      return place(self.finish_layer(x, place_heads(mixed), weights, place)), new
+      return place(self.finish_layer(x, mixed, weights, place)), new
 
     def layer_in_kernel(x, inputs):
       weights, number = inputs
       query, key, value = self.project_qkv(x, weights, cos, sin)
       new = query, key, value, plans, number
       mixed = self.attention.step_in_kernel(*new, *read, group=decode_slots.group)
-      x = place(self.finish_layer(x, place_heads(mixed), weights, place))
+      x = place(self.finish_layer(x, mixed, weights, place))
       return x, (key[..., None], value[:, :, None])
 
     x = place(x)
@@ -367,9 +364,6 @@ class Decoder(nnx.Module):
     cos, sin = self._angles(positions, x)
     axes = ("hidden_slots", None, None)
     place = functools.partial(self.layout.decoding.place, axes=axes)
-    place_heads = functools.partial(
-      self.layout.decoding.place, axes=("hidden_slots", None, "heads", None)
-    )
 
     def layer(x, inputs):
       weights, prefix_key, prefix_value, *past = inputs
@@ -378,7 +372,7 @@ class Decoder(nnx.Module):
       own = attention.Block(key, value, valid)
       mixed = self.attention.prefill_observation(query, own, rows, shared, *past)
       kept = kv_cache.transpose_for_decode(key, value)
-      return place(self.finish_layer(x, place_heads(mixed), weights, place)), kept
+      return place(self.finish_layer(x, mixed, weights, place)), kept
 
     weights = self.stacked()
     inputs = [weights, prefix.key, prefix.value, past_keys, past_values]
