@@ -10,12 +10,14 @@ Below the directory of a protocol's replies:
 
 Masks have the set's own size, and each frame that the set lists has one. An expression without a
 box has empty masks, also if it has no reply: it counts. A video is done once its file is there and
-holds the same replies, so an interrupted command goes on with the next video.
+holds the same replies to the same annotations, so an interrupted command goes on with the next
+video.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -58,10 +60,15 @@ class ScoredMasks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FoundVideo:
-  """A video that is done. scores: None if the set's masks were not released."""
+  """A video that is done.
+
+  scores: None if the set's masks were not released.
+  annotations: of the set, see `ExpressionMasks.annotations`.
+  """
 
   expressions: tuple[FoundExpression, ...]
   scores: tuple[ScoredMasks, ...] | None
+  annotations: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,15 @@ class ExpressionMasks:
       found.setdefault(item.cluster, {})[item.id] = item
     return found
 
+  @functools.cached_property
+  def annotations(self) -> str:
+    """What tells the set's annotations (frames, objects, masks) from other ones, by their files."""
+    files = [path for depth in ("*.json", "*/*.json") for path in self.root.glob(depth)]
+    stats = [(path.relative_to(self.root).as_posix(), path.stat()) for path in sorted(files)]
+    told = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    folders = sorted(path.name for path in self.root.glob("*") if path.is_dir())
+    return hashlib.sha256(json.dumps([told, folders]).encode()).hexdigest()
+
   def read(self, video: str) -> FoundVideo | None:
     """What was found in a video; None if it isn't done.
 
@@ -102,6 +118,7 @@ class ExpressionMasks:
       return FoundVideo(
         expressions=tuple(plain_json.build(FoundExpression, each) for each in value["expressions"]),
         scores=scores and tuple(plain_json.build(ScoredMasks, each) for each in scores),
+        annotations=value["annotations"],
       )
     except FileNotFoundError:
       return None
@@ -124,6 +141,8 @@ class ExpressionMasks:
   def _is_done(self, video: str, replies: Replies, again: bool) -> bool:
     found = self.read(video)
     if found is None or {each.id for each in found.expressions} != {*self.asked[video]}:
+      return False
+    if found.annotations != self.annotations:
       return False
     return all(
       each.replies == said(replies.get(each.id)) and not (again and each.failed and each.replies)

@@ -70,9 +70,10 @@ def track(
       ),
     )
     found = _track_video(store, asked, replies, environment, segmenter, limits, fresh_reverse)
-    store.write(
-      video.name, expression_masks.FoundVideo(expressions=found, scores=_score(store, asked))
+    result = expression_masks.FoundVideo(
+      expressions=found, scores=_score(store, asked), annotations=store.annotations
     )
+    store.write(video.name, result)
     done += len(found)
     tick(done)
 
